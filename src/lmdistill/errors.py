@@ -1,0 +1,78 @@
+"""One exception tree; the branch is the remedy, and every message says what to do next.
+
+Each class derives from the built-in error that it refines, so that callers who know nothing of lmdistill still catch
+what they expect. `exit_code` is what the command line ends with (see `lmdistill.cli`).
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 75
+
+
+class LmdistillError(Exception):
+    """Base of all errors that lmdistill raises on purpose."""
+
+    exit_code = EXIT_FAILED
+
+
+class RecipeError(LmdistillError, ValueError):
+    """The recipe is wrong: edit the field that the message names."""
+
+    exit_code = EXIT_INPUT
+
+
+class DataError(LmdistillError, ValueError):
+    """The data are wrong: repair the file and line that the message names, or choose a policy that allows them."""
+
+    exit_code = EXIT_INPUT
+
+
+class ModelError(LmdistillError, ValueError):
+    """A model or tokenizer cannot be used: missing, unsafe, broken, or not fit for the other one."""
+
+    exit_code = EXIT_INPUT
+
+
+class TokenizerMismatch(ModelError):
+    """Teacher and student do not give the same ids to the same text, so their distributions cannot be compared."""
+
+
+class MissingExtra(LmdistillError, ImportError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+    exit_code = EXIT_INPUT
+
+
+class RunFolderInUse(LmdistillError, RuntimeError):
+    """Another live process owns the run folder."""
+
+    exit_code = EXIT_INPUT
+
+
+class UnsafePath(LmdistillError, ValueError):
+    """A name or path points outside the folder that it must stay in."""
+
+    exit_code = EXIT_INPUT
+
+
+class StorageError(LmdistillError, OSError):
+    """Writing failed (disk full, read-only, I/O error); what was written before is intact."""
+
+
+class CorruptFile(LmdistillError, ValueError):
+    """A file of ours fails its checksum or cannot be read."""
+
+
+class TrainingError(LmdistillError, RuntimeError):
+    """Training cannot go on; the last good checkpoint is intact."""
+
+
+class NonFiniteLoss(TrainingError, ArithmeticError):
+    """A loss or gradient is NaN or infinite; raised before the optimiser step."""
+
+
+class Interrupted(LmdistillError, RuntimeError):
+    """Stopped by a signal after saving; the same command resumes."""
+
+    exit_code = EXIT_INTERRUPTED
