@@ -1,0 +1,482 @@
+"""The loss engine: any divergence over any signal without a tokens x vocabulary tensor.
+
+For each chunk of trained tokens the engine projects hidden states to logits, compares them with the teacher's signal,
+and at once multiplies the gradient back through the head. When the forward pass ends, the gradients of the hidden
+states and of the head exist already; the backward pass only scales them. One projection a chunk and model, nothing is
+computed twice, and only unmasked tokens are projected at all. Depends on torch alone.
+
+Shape legend: N tokens, n tokens of one chunk, V vocabulary, H student hidden, K teacher hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lmdistill.objectives.divergences import Divergence, find_divergence
+from lmdistill.objectives.rows import LogitsView, dense_rows, label_rows, working_dtype
+from lmdistill.objectives.sparse import Mixture, head_expectation_rows, sampled_rows, token_rows, top_k_rows
+from lmdistill.signals.types import (
+    DenseSignal,
+    HeadExpectationSignal,
+    HiddenSignal,
+    SampledSignal,
+    Signal,
+    TokenSignal,
+    TopKSignal,
+)
+
+# Logits of one chunk, both models together. Larger chunks use the processor's matrix units better; at 128 MiB they are
+# within 2 % of one whole product on SmolLM2's shapes (benchmarks/loss.py).
+CHUNK_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """A loss and what it is made of."""
+
+    loss: Tensor
+    """Scalar with gradient: (weighted divergence + weighted cross-entropy) / num_items."""
+    divergence: Tensor
+    """Scalar without gradient: the divergence's sum over tokens / num_items, without its weight."""
+    cross_entropy: Tensor
+    """Scalar without gradient: the cross-entropy's sum over tokens / num_items, without its weight."""
+    token_loss_N: Tensor
+    """What each token added before normalisation, without gradient; 0 where masked. Finds the culprit of a NaN."""
+
+
+def divergence(
+    student_hidden_NH: Tensor,
+    student_head_VH: Tensor,
+    signal: Signal,
+    kind: str | Divergence = "forward_kl",
+    mask_N: Tensor | None = None,
+    weight_N: Tensor | None = None,
+    num_items: float | Tensor | None = None,
+    temperature: float = 1.0,
+    student_bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Divergence between the student's next-token distributions and a teacher's signal, a scalar with gradient.
+
+    Args:
+        student_hidden_NH: the student's last hidden states, (N, H).
+        student_head_VH: its output head, (V, H); gets a gradient only if it requires one.
+        signal: what the teacher said of the same N tokens.
+        kind: a name from `DIVERGENCES`, or a definition with its parameters (`find_divergence`).
+        mask_N: True where a token is trained, (N,); all are where absent. Others are not even projected.
+        weight_N: factor of each token's loss, (N,).
+        num_items: what the sum is divided by, for accumulation over micro-batches and ranks; the number of unmasked
+            tokens where absent.
+        temperature: softens both distributions; no temperature² factor is applied.
+        student_bias, logit_scale, softcap: how the student's head turns products into logits.
+        vocab_size: the number of real ids; rows of either head above it are padding and take no probability.
+        chunk_tokens: tokens projected at a time; chosen by memory where absent.
+
+    Returns:
+        sum over unmasked tokens of weight * divergence / num_items.
+
+    Raises:
+        ValueError: shapes or vocabularies that do not fit, or a divergence that the signal cannot give.
+    """
+    return distillation_loss(
+        student_hidden_NH,
+        student_head_VH,
+        signal,
+        kind,
+        mask_N=mask_N,
+        weight_N=weight_N,
+        num_items=num_items,
+        temperature=temperature,
+        student_bias=student_bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+    ).loss
+
+
+def distillation_loss(
+    student_hidden_NH: Tensor,
+    student_head_VH: Tensor,
+    signal: Signal | None,
+    kind: str | Divergence = "forward_kl",
+    *,
+    divergence_weight: float = 1.0,
+    labels_N: Tensor | None = None,
+    label_weight: float = 0.0,
+    mask_N: Tensor | None = None,
+    weight_N: Tensor | None = None,
+    num_items: float | Tensor | None = None,
+    temperature: float = 1.0,
+    temperature_squared: bool = False,
+    student_bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    compiled: bool = True,
+) -> LossParts:
+    """A divergence mixed with cross-entropy, from one projection of the student: the engine behind `divergence`.
+
+    Args beyond those of `divergence`:
+        signal: None trains on the labels alone.
+        divergence_weight, label_weight: factors of both terms; the cross-entropy is always at temperature 1.
+        labels_N: the text's own next token, (N,), needed where `label_weight` is above 0.
+        temperature_squared: multiply the divergence by temperature² (Hinton et al. 1503.02531, section 2).
+        compiled: compile the row-wise part where a compiler is and the work is worth it.
+    """
+    definition = find_divergence(kind)
+    view = LogitsView(logit_scale, softcap)
+    vocabulary = _vocabulary(student_head_VH, signal, vocab_size)
+    _check(student_hidden_NH, student_head_VH, signal, definition, labels_N, label_weight, temperature, view, mask_N)
+    index_M = torch.arange(len(student_hidden_NH), device=student_hidden_NH.device) if mask_N is None else _true(mask_N)
+    count = num_items if num_items is not None else max(1, len(index_M))
+    factor = temperature**2 if temperature_squared else 1.0
+    plan = _Plan(
+        signal=signal,
+        definition=definition,
+        index_M=index_M,
+        labels_N=labels_N if labels_N is not None else torch.zeros_like(student_hidden_NH[:, 0], dtype=torch.long),
+        weight_N=weight_N,
+        inverse_items=1.0 / torch.as_tensor(count, dtype=torch.float64, device=student_hidden_NH.device),
+        mix=Mixture(
+            divergence_weight=divergence_weight * factor if signal is not None else 0.0,
+            label_weight=label_weight,
+            temperature=temperature,
+            view=view,
+            compiled=compiled,
+        ),
+        vocabulary=vocabulary,
+        chunk_tokens=chunk_tokens,
+    )
+    loss, parts_2, token_loss_N = _ChunkedLoss.apply(student_hidden_NH, student_head_VH, student_bias, plan)
+    return LossParts(loss=loss, divergence=parts_2[0], cross_entropy=parts_2[1], token_loss_N=token_loss_N)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All of a call but the tensors that get gradients."""
+
+    signal: Signal | None
+    definition: Divergence
+    index_M: Tensor
+    labels_N: Tensor
+    weight_N: Tensor | None
+    inverse_items: Tensor
+    mix: Mixture
+    vocabulary: int
+    chunk_tokens: int | None
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients are made in the forward pass, scaled in the backward one."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, bias_V: Tensor | None, plan: _Plan) -> Any:
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            engine = _Engine(hidden_NH, head_VH, bias_V, plan, needs_gradient=ctx.needs_input_grad[:3])
+            engine.run()
+        ctx.save_for_backward(engine.d_hidden_NH, engine.d_head_VH, engine.d_bias_V)
+        ctx.mark_non_differentiable(engine.parts_2, engine.token_loss_N)
+        return engine.loss(), engine.parts_2, engine.token_loss_N
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, d_loss: Tensor, *unused: Tensor) -> Any:
+        # In place: these buffers are the head's and the hidden states' gradients themselves, as large as they are.
+        scaled = (None if d is None else (d if _is_one(d_loss) else d.mul_(d_loss)) for d in ctx.saved_tensors)
+        return (*scaled, None)
+
+
+class _Engine:
+    """One pass over the chunks of one call."""
+
+    def __init__(
+        self,
+        hidden_NH: Tensor,
+        head_VH: Tensor,
+        bias_V: Tensor | None,
+        plan: _Plan,
+        needs_gradient: tuple[bool, bool, bool],
+    ) -> None:
+        self.plan = plan
+        self.hidden_NH = hidden_NH
+        self.compute = _compute_dtype(hidden_NH)
+        self.work = working_dtype(hidden_NH)
+        self.head_vH = head_VH[: plan.vocabulary].to(self.compute)
+        self.bias_v = None if bias_V is None else bias_V[: plan.vocabulary].to(self.compute)
+        self.teacher = _Teacher(plan.signal, self.compute, plan.vocabulary)
+        self.d_hidden_NH = torch.zeros_like(hidden_NH) if needs_gradient[0] else None
+        self.d_head_VH = torch.zeros_like(head_VH) if needs_gradient[1] else None
+        self.d_bias_V = torch.zeros_like(bias_V) if needs_gradient[2] and bias_V is not None else None
+        self.parts_2 = torch.zeros(2, dtype=torch.float64, device=hidden_NH.device)
+        self.token_loss_N = torch.zeros(len(hidden_NH), dtype=self.work, device=hidden_NH.device)
+
+    def run(self) -> None:
+        """Fill the gradients, `parts_2` and `token_loss_N`."""
+        index_M, step = self.plan.index_M, self._chunk_tokens()
+        if len(index_M) == 0:
+            return
+        # One buffer a model for all chunks: fresh ones of this size cost a page fault for every 4 KiB.
+        logits_nV = self.head_vH.new_empty(step, self.plan.vocabulary)
+        teacher_nV = torch.empty_like(logits_nV) if self.teacher.projects else None
+        for first in range(0, len(index_M), step):
+            chunk_n = index_M[first : first + step]
+            self._chunk(chunk_n, logits_nV[: len(chunk_n)], None if teacher_nV is None else teacher_nV[: len(chunk_n)])
+
+    def loss(self) -> Tensor:
+        """The scalar, in the working precision."""
+        mix = self.plan.mix
+        total = self.parts_2[0] * mix.divergence_weight + self.parts_2[1] * mix.label_weight
+        return total.to(self.work)
+
+    def _chunk(self, chunk_n: Tensor, logits_nV: Tensor, teacher_nV: Tensor | None) -> None:
+        plan, mix = self.plan, self.plan.mix
+        hidden_nH = self.hidden_NH[chunk_n].to(self.compute)
+        weight_n = torch.ones(len(chunk_n), dtype=self.work, device=chunk_n.device)
+        if plan.weight_N is not None:
+            weight_n = plan.weight_N[chunk_n].to(self.work)
+        _project(hidden_nH, self.head_vH, self.bias_v, logits_nV)
+        divergence_n, cross_entropy_n, pull_nH = self._compare(
+            chunk_n, hidden_nH, logits_nV, teacher_nV, (weight_n * plan.inverse_items).to(self.work)
+        )
+        self.parts_2[0] += (divergence_n * weight_n).sum() * plan.inverse_items
+        self.parts_2[1] += (cross_entropy_n * weight_n).sum() * plan.inverse_items
+        self.token_loss_N[chunk_n] = (
+            divergence_n * mix.divergence_weight + cross_entropy_n * mix.label_weight
+        ) * weight_n
+        self._multiply_back(chunk_n, hidden_nH, logits_nV, pull_nH)
+
+    def _compare(
+        self,
+        chunk_n: Tensor,
+        hidden_nH: Tensor,
+        logits_nV: Tensor,
+        teacher_nV: Tensor | None,
+        weight_n: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Costs of the chunk's tokens; the gradient is left in `logits_nV`, the rest of d(hidden) is returned."""
+        plan, mix = self.plan, self.plan.mix
+        labels_n = plan.labels_N[chunk_n]
+        signal = _rows_of(plan.signal, chunk_n)
+        pull_nH = None
+        if signal is None:
+            cross_entropy_n = label_rows(
+                logits_nV, weight_n * mix.label_weight, labels_n, student_view=mix.view, compiled=mix.compiled
+            )
+            divergence_n = torch.zeros_like(cross_entropy_n)
+        elif isinstance(signal, TopKSignal):
+            divergence_n, cross_entropy_n = top_k_rows(logits_nV, weight_n, labels_n, signal, plan.definition, mix)
+        elif isinstance(signal, SampledSignal):
+            divergence_n, cross_entropy_n = sampled_rows(logits_nV, weight_n, labels_n, signal, mix)
+        elif isinstance(signal, TokenSignal):
+            divergence_n, cross_entropy_n = token_rows(
+                logits_nV, weight_n, labels_n, signal, plan.definition.name, mix
+            )
+        elif isinstance(signal, HeadExpectationSignal):
+            divergence_n, cross_entropy_n, pull_nH = head_expectation_rows(
+                logits_nV, weight_n, labels_n, signal, hidden_nH, mix
+            )
+        else:
+            divergence_n, cross_entropy_n = self._compare_dense(
+                signal, logits_nV, self.teacher.logits(signal, teacher_nV), weight_n, labels_n
+            )
+        return divergence_n, cross_entropy_n, pull_nH
+
+    def _compare_dense(
+        self,
+        signal: HiddenSignal | DenseSignal,
+        logits_nV: Tensor,
+        teacher_nV: Tensor,
+        weight_n: Tensor,
+        labels_n: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        plan, mix = self.plan, self.plan.mix
+        scalars_4 = torch.tensor(
+            [mix.divergence_weight, mix.label_weight, 1 / mix.temperature, plan.definition.setting],
+            dtype=self.work,
+            device=logits_nV.device,
+        )
+        costs = dense_rows(
+            logits_nV,
+            teacher_nV,
+            weight_n,
+            labels_n,
+            scalars_4,
+            definition=plan.definition,
+            student_view=mix.view,
+            teacher_view=LogitsView(signal.logit_scale, signal.softcap)
+            if isinstance(signal, HiddenSignal)
+            else LogitsView(),
+            softened=mix.temperature != 1,
+            with_labels=mix.label_weight != 0,
+            compiled=mix.compiled,
+        )
+        return costs[0], costs[1] if len(costs) > 1 else torch.zeros_like(costs[0])
+
+    def _multiply_back(self, chunk_n: Tensor, hidden_nH: Tensor, gradient_nV: Tensor, pull_nH: Tensor | None) -> None:
+        if self.d_hidden_NH is not None:
+            d_hidden_nH = gradient_nV @ self.head_vH
+            if pull_nH is not None:
+                d_hidden_nH = d_hidden_nH + pull_nH
+            self.d_hidden_NH[chunk_n] = d_hidden_nH.to(self.d_hidden_NH.dtype)
+        if self.d_head_VH is not None:
+            _add_product(self.d_head_VH[: self.plan.vocabulary], gradient_nV, hidden_nH)
+        if self.d_bias_V is not None:
+            self.d_bias_V[: self.plan.vocabulary] += gradient_nV.to(self.work).sum(0).to(self.d_bias_V.dtype)
+
+    def _chunk_tokens(self) -> int:
+        """Tokens a chunk: all chunks but the last are equal, and the last is not much smaller."""
+        total = max(1, len(self.plan.index_M))
+        models = 2 if self.teacher.projects else 1
+        most = self.plan.chunk_tokens or CHUNK_BYTES // (models * self.plan.vocabulary * self.head_vH.element_size())
+        chunks = -(-total // max(1, most))
+        return -(-total // chunks)
+
+
+class _Teacher:
+    """The teacher's side of the projection."""
+
+    def __init__(self, signal: Signal | None, compute: torch.dtype, vocabulary: int) -> None:
+        self.projects = isinstance(signal, HiddenSignal)
+        if isinstance(signal, HiddenSignal):
+            self.head_vK = signal.head_VK[:vocabulary].to(compute)
+            self.bias_v = None if signal.bias is None else signal.bias[:vocabulary].to(compute)
+        self.vocabulary = vocabulary
+
+    def logits(self, signal: HiddenSignal | DenseSignal, buffer_nV: Tensor | None) -> Tensor:
+        """Raw logits of the chunk; a projection goes into the buffer."""
+        if isinstance(signal, DenseSignal) or buffer_nV is None:
+            assert isinstance(signal, DenseSignal)
+            return signal.logits_NV[:, : self.vocabulary]
+        _project(signal.hidden_NK.to(self.head_vK.dtype), self.head_vK, self.bias_v, buffer_nV)
+        return buffer_nV
+
+
+def _project(hidden_nH: Tensor, head_VH: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> None:
+    torch.mm(hidden_nH, head_VH.t(), out=out_nV)
+    if bias_V is not None:
+        out_nV += bias_V
+
+
+def _add_product(total_VH: Tensor, gradient_nV: Tensor, hidden_nH: Tensor) -> None:
+    """total += gradient.T @ hidden; in blocks of rows where the sum is more precise than the product."""
+    if total_VH.dtype == gradient_nV.dtype:
+        total_VH.addmm_(gradient_nV.t(), hidden_nH)
+        return
+    block = 16384
+    for first in range(0, len(total_VH), block):
+        total_VH[first : first + block] += gradient_nV[:, first : first + block].t() @ hidden_nH
+
+
+def _rows_of(signal: Signal | None, chunk_n: Tensor) -> Signal | None:
+    """The rows of a chunk; what is not per token (heads, settings) stays."""
+    if signal is None:
+        return None
+    per_token = {
+        f.name: getattr(signal, f.name)[chunk_n]
+        for f in fields(signal)
+        if "_N" in f.name and getattr(signal, f.name) is not None
+    }
+    return replace(signal, **per_token)
+
+
+def _vocabulary(head_VH: Tensor, signal: Signal | None, vocab_size: int | None) -> int:
+    """The number of real ids, checked against both models."""
+    rows = {"the student's head": head_VH.shape[0]}
+    if isinstance(signal, HiddenSignal):
+        rows["the teacher's head"] = signal.head_VK.shape[0]
+    if isinstance(signal, DenseSignal):
+        rows["the teacher's logits"] = signal.logits_NV.shape[1]
+    if vocab_size is None:
+        if len(set(rows.values())) > 1:
+            shown = " and ".join(f"{name} {count}" for name, count in rows.items())
+            raise ValueError(f"vocabularies differ ({shown} entries); pass vocab_size=, the tokenizer's number of ids")
+        return head_VH.shape[0]
+    for name, count in rows.items():
+        if not 1 <= vocab_size <= count:
+            raise ValueError(f"vocab_size = {vocab_size} but {name} has {count} entries; it must lie between 1 and that")
+    return vocab_size
+
+
+def _check(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    signal: Signal | None,
+    definition: Divergence,
+    labels_N: Tensor | None,
+    label_weight: float,
+    temperature: float,
+    view: LogitsView,
+    mask_N: Tensor | None,
+) -> None:
+    """Everything that would otherwise fail deep inside, or not at all."""
+    if hidden_NH.ndim != 2 or head_VH.ndim != 2 or hidden_NH.shape[1] != head_VH.shape[1]:
+        raise ValueError(
+            f"student_hidden_NH {tuple(hidden_NH.shape)} and student_head_VH {tuple(head_VH.shape)} must be (N, H) "
+            "and (V, H) with one H; flatten batch and length first"
+        )
+    for name, tensor in (("signal", signal), ("labels_N", labels_N), ("mask_N", mask_N)):
+        if tensor is not None and len(tensor) != len(hidden_NH):
+            raise ValueError(f"{len(hidden_NH)} student tokens but {len(tensor)} rows in {name}; they go in pairs")
+    if temperature <= 0:
+        raise ValueError(f"temperature = {temperature} must be above 0")
+    if label_weight and labels_N is None:
+        raise ValueError(f"label_weight = {label_weight} needs labels_N, the text's next tokens")
+    if signal is None and not label_weight:
+        raise ValueError("neither a signal nor a label_weight: there is nothing to train on")
+    _check_fit(signal, definition, temperature, view, head_VH)
+
+
+def _check_fit(
+    signal: Signal | None, definition: Divergence, temperature: float, view: LogitsView, head_VH: Tensor
+) -> None:
+    """Refuse a divergence or temperature that the signal cannot give without bias."""
+    name = type(signal).__name__
+    possible = {
+        SampledSignal: ("forward_kl",),
+        TokenSignal: ("forward_kl", "reverse_kl"),
+        HeadExpectationSignal: ("forward_kl",),
+    }.get(type(signal))  # type: ignore[arg-type]
+    if possible is not None and definition.name not in possible:
+        raise ValueError(
+            f"{definition.name} cannot be estimated without bias from a {name}; it gives {' or '.join(possible)}. "
+            "Use a HiddenSignal, DenseSignal or TopKSignal"
+        )
+    stored = getattr(signal, "temperature", 1.0)
+    renormalised = isinstance(signal, TopKSignal) and signal.tail == "renormalise"
+    if signal is not None and not isinstance(signal, HiddenSignal | DenseSignal) and not renormalised:
+        if temperature != stored:
+            raise ValueError(
+                f"temperature = {temperature} but the {name} holds probabilities at temperature {stored}; "
+                "what lies beyond the stored ids cannot be softened: use that temperature or tail='renormalise'"
+            )
+    if isinstance(signal, HeadExpectationSignal):
+        if head_VH.requires_grad:
+            raise ValueError("a HeadExpectationSignal belongs to a frozen head; call head.requires_grad_(False)")
+        if view.softcap is not None:
+            raise ValueError(f"a HeadExpectationSignal needs linear logits; softcap = {view.softcap} bends them")
+
+
+def _compute_dtype(hidden_NH: Tensor) -> torch.dtype:
+    """The precision of the products: autocast's where it is on, else that of the hidden states."""
+    kind = hidden_NH.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return hidden_NH.dtype
+
+
+def _true(mask_N: Tensor) -> Tensor:
+    return mask_N.to(torch.bool).nonzero()[:, 0]
+
+
+def _is_one(d_loss: Tensor) -> bool:
+    return d_loss.device.type == "cpu" and d_loss.item() == 1.0

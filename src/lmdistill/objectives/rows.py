@@ -1,0 +1,262 @@
+"""The row-wise half of the loss engine: from a chunk of logits to losses and gradients, compiled where it can be.
+
+A chunk holds the raw logits of some tokens (what the head gives, before scale, soft-capping and temperature). The
+functions here overwrite the student's raw logits with the gradient with respect to them, so that a chunk never needs a
+second buffer of its size. Depends on torch alone.
+
+Shape legend: n tokens of one chunk, V vocabulary, k kept ids a token.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmdistill.objectives.divergences import FLOOR, Divergence, head_threshold
+
+logger = logging.getLogger(__name__)
+
+# Below this many logits a chunk is done before a compiler has started.
+COMPILE_FROM = 1 << 22
+# Eager row blocks of this many logits keep their float32 temporaries inside the processor's cache.
+_EAGER_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class LogitsView:
+    """How raw head outputs become logits: multiplied by `scale`, then soft-capped (cap * tanh(logits / cap))."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap = {self.softcap} must be above 0; pass None for no soft-capping")
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """Logits of raw outputs, in at least float32."""
+        z = raw.to(working_dtype(raw))
+        if self.scale != 1.0:
+            z = z * self.scale
+        if self.softcap is not None:
+            capped = torch.tanh(z / self.softcap) * self.softcap
+            z = torch.where(raw == -torch.inf, z, capped)  # -inf marks an excluded entry and must stay so
+        return z
+
+    def chain(self, gradient: Tensor, z: Tensor) -> Tensor:
+        """Gradient with respect to raw outputs from that with respect to logits `z`."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (z / self.softcap).square())
+        if self.scale != 1.0:
+            gradient = gradient * self.scale
+        return gradient
+
+
+def working_dtype(like: Tensor) -> torch.dtype:
+    """The precision in which rows are compared: float32, or float64 where the input is."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def dense_rows(
+    student_nV: Tensor,
+    teacher_nV: Tensor,
+    weight_n: Tensor,
+    labels_n: Tensor,
+    scalars_4: Tensor,
+    *,
+    definition: Divergence,
+    student_view: LogitsView,
+    teacher_view: LogitsView,
+    softened: bool,
+    with_labels: bool,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
+    """Divergence and cross-entropy of each token, (n,) each and without weights; gradient left in `student_nV`.
+
+    `scalars_4` holds the weight of the divergence, the weight of the cross-entropy, 1 / temperature and the
+    definition's setting. The gradient is of sum_n weight_n * (w_d D_n + w_ce CE_n) with respect to the student's raw logits.
+    """
+    head_n1 = None
+    if definition.head_mass is not None:
+        head_n1 = _head_of_rows(teacher_nV, teacher_view, float(scalars_4[2]), definition.head_mass)
+    kernel = _dense_kernel(definition, student_view, teacher_view, softened, with_labels)
+    return _run(kernel, compiled, student_nV, (teacher_nV, weight_n, labels_n, head_n1), scalars_4)
+
+
+def label_rows(
+    student_nV: Tensor, weight_n: Tensor, labels_n: Tensor, *, student_view: LogitsView, compiled: bool
+) -> Tensor:
+    """Cross-entropy with the labels, (n,); the gradient of sum_n weight_n CE_n is left in `student_nV`."""
+    return _run(_label_kernel(student_view), compiled, student_nV, (weight_n, labels_n), student_nV.new_empty(0))[0]
+
+
+def log_normaliser(raw_nV: Tensor, inverse_temperature: Tensor, *, view: LogitsView, compiled: bool) -> Tensor:
+    """logsumexp of the softened logits, (n,); `raw_nV` stays as it is. -inf for rows of nothing but -inf."""
+    return _run(_normaliser_kernel(view), compiled, raw_nV, (), inverse_temperature)[0]
+
+
+def softmax_rows(
+    raw_nV: Tensor,
+    shift_n: Tensor,
+    factor_n: Tensor,
+    plain_shift_n: Tensor | None,
+    plain_factor_n: Tensor | None,
+    inverse_temperature: Tensor,
+    *,
+    view: LogitsView,
+    compiled: bool,
+) -> None:
+    """Overwrite raw logits with factor exp(z/T - shift) + plain_factor exp(z - plain_shift), chained to the raw ones.
+
+    The second part is left out where it is None. Entries of -inf become 0.
+    """
+    rows = (shift_n, factor_n, plain_shift_n, plain_factor_n)
+    _run(_softmax_kernel(view), compiled, raw_nV, rows, inverse_temperature)
+
+
+Kernel = Callable[..., tuple[Tensor, ...]]
+
+
+@functools.lru_cache(maxsize=64)
+def _dense_kernel(
+    definition: Divergence, student_view: LogitsView, teacher_view: LogitsView, softened: bool, with_labels: bool
+) -> tuple[Kernel, Kernel]:
+    def kernel(
+        student_nV: Tensor,
+        teacher_nV: Tensor,
+        weight_n: Tensor,
+        labels_n: Tensor,
+        head_n1: Tensor | None,
+        scalars_4: Tensor,
+    ) -> tuple[Tensor, ...]:
+        z_nV, zt_nV = student_view.logits(student_nV), teacher_view.logits(teacher_nV)
+        log_p_nV = z_nV.log_softmax(-1)
+        log_s_nV = ((z_nV * scalars_4[2]).log_softmax(-1) if softened else log_p_nV).clamp_min(FLOOR)
+        log_t_nV = (zt_nV * scalars_4[2] if softened else zt_nV).log_softmax(-1).clamp_min(FLOOR)
+        context = definition.context(log_s_nV, log_t_nV, head_n1, scalars_4[3])
+        f_nV, v_nV = definition.summands(log_s_nV, log_t_nV, *context)
+        if definition.derivative_sum is None:
+            gradient_nV = v_nV - log_s_nV.exp() * v_nV.sum(-1, keepdim=True)
+        else:
+            gradient_nV = v_nV - log_s_nV.exp() * definition.derivative_sum
+        gradient_nV = gradient_nV * (scalars_4[0] * scalars_4[2] * weight_n)[:, None]
+        if not with_labels:
+            student_nV.copy_(student_view.chain(gradient_nV, z_nV))
+            return (f_nV.sum(-1),)
+        cross_entropy_n, label_gradient_nV = _cross_entropy(log_p_nV, labels_n)
+        gradient_nV = gradient_nV + label_gradient_nV * (scalars_4[1] * weight_n)[:, None]
+        student_nV.copy_(student_view.chain(gradient_nV, z_nV))
+        return f_nV.sum(-1), cross_entropy_n
+
+    return _twins(kernel, "dense_rows_" + definition.name)
+
+
+def _cross_entropy(log_p_nV: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p of the labels and its gradient p - onehot; written as comparisons, which compilers fuse."""
+    is_label_nV = torch.arange(log_p_nV.shape[1], device=log_p_nV.device)[None, :] == labels_n[:, None]
+    cross_entropy_n = -torch.where(is_label_nV, log_p_nV, 0.0).sum(-1)
+    return cross_entropy_n, log_p_nV.exp() - is_label_nV.to(log_p_nV.dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _label_kernel(view: LogitsView) -> tuple[Kernel, Kernel]:
+    def kernel(student_nV: Tensor, weight_n: Tensor, labels_n: Tensor, unused: Tensor) -> tuple[Tensor, ...]:
+        z_nV = view.logits(student_nV)
+        cross_entropy_n, gradient_nV = _cross_entropy(z_nV.log_softmax(-1), labels_n)
+        student_nV.copy_(view.chain(gradient_nV * weight_n[:, None], z_nV))
+        return (cross_entropy_n,)
+
+    return _twins(kernel, "label_rows")
+
+
+@functools.lru_cache(maxsize=16)
+def _normaliser_kernel(view: LogitsView) -> tuple[Kernel, Kernel]:
+    def kernel(raw_nV: Tensor, inverse_temperature: Tensor) -> tuple[Tensor, ...]:
+        return (torch.logsumexp(view.logits(raw_nV) * inverse_temperature, -1),)
+
+    return _twins(kernel, "log_normaliser")
+
+
+@functools.lru_cache(maxsize=16)
+def _softmax_kernel(view: LogitsView) -> tuple[Kernel, Kernel]:
+    def kernel(
+        raw_nV: Tensor,
+        shift_n: Tensor,
+        factor_n: Tensor,
+        plain_shift_n: Tensor | None,
+        plain_factor_n: Tensor | None,
+        inverse_temperature: Tensor,
+    ) -> tuple[Tensor, ...]:
+        z_nV = view.logits(raw_nV)
+        gradient_nV = (z_nV * inverse_temperature - shift_n[:, None]).exp() * factor_n[:, None]
+        if plain_shift_n is not None and plain_factor_n is not None:
+            gradient_nV = gradient_nV + (z_nV - plain_shift_n[:, None]).exp() * plain_factor_n[:, None]
+        raw_nV.copy_(torch.where(raw_nV == -torch.inf, 0.0, view.chain(gradient_nV, z_nV)))
+        return ()
+
+    return _twins(kernel, "softmax_rows")
+
+
+def _head_of_rows(teacher_nV: Tensor, view: LogitsView, inverse_temperature: float, mass: float) -> Tensor:
+    """`head_threshold` of the teacher's rows, block by block: it sorts, which no compiler does for us."""
+    blocks = []
+    for rows in _blocks(teacher_nV):
+        log_t_bV = (view.logits(teacher_nV[rows]) * inverse_temperature).log_softmax(-1).clamp_min(FLOOR)
+        blocks.append(head_threshold(log_t_bV, mass))
+    return torch.cat(blocks)
+
+
+def _blocks(raw_nV: Tensor) -> list[slice]:
+    rows = max(1, _EAGER_BLOCK // max(1, raw_nV.shape[1]))
+    return [slice(first, first + rows) for first in range(0, raw_nV.shape[0], rows)]
+
+
+def _run(
+    kernels: tuple[Kernel, Kernel], compiled: bool, raw_nV: Tensor, rows: tuple[Tensor | None, ...], scalars: Tensor
+) -> tuple[Tensor, ...]:
+    """Call the compiled kernel on all rows, or the eager one block by block."""
+    eager, fast = kernels
+    if compiled and raw_nV.numel() >= COMPILE_FROM and compiler_works(raw_nV.device.type):
+        for tensor in (raw_nV, *rows):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # token counts differ from batch to batch
+        return fast(raw_nV, *rows, scalars)
+    parts = [
+        eager(raw_nV[block], *(None if tensor is None else tensor[block] for tensor in rows), scalars)
+        for block in _blocks(raw_nV)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _twins(kernel: Any, name: str) -> tuple[Kernel, Kernel]:
+    """The kernel itself and its compiled form.
+
+    torch counts recompilations by code object; a copy of the code under its own name keeps one definition's shapes
+    from using up the allowance of another.
+    """
+    code = kernel.__code__.replace(co_name=name)
+    own = types.FunctionType(code, kernel.__globals__, name, kernel.__defaults__, kernel.__closure__)
+    return kernel, torch.compile(own, fullgraph=True)
+
+
+@functools.lru_cache(maxsize=8)
+def compiler_works(device_type: str) -> bool:
+    """Whether torch.compile can be used for this kind of device; says why not, once."""
+    if device_type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+        logger.warning("no C++ compiler found: the loss runs uncompiled, several times slower; install g++")
+        return False
+    try:
+        probe = torch.compile(lambda x: (x * 2).sum(), fullgraph=True)
+        probe(torch.ones(16, device=device_type))
+    except Exception as error:  # torch.compile fails in many ways, and each has the same remedy
+        logger.warning("torch.compile does not work here (%s): the loss runs uncompiled", type(error).__name__)
+        return False
+    return True

@@ -1,0 +1,207 @@
+"""Signals that name a few tokens: the same divergences on a few classes, never densified to the vocabulary.
+
+Each function takes a chunk of the student's raw logits, returns what the tokens cost, (n,) without weights, and leaves
+the gradient of sum_n weight_n * (w_d D_n + w_ce CE_n) in the raw logits. One pass finds the log-normalisers, one
+writes the gradient; everything else happens on n x k. Depends on torch alone.
+
+Shape legend: n tokens of one chunk, V vocabulary, k kept ids, C classes (k, or k and the tail), H hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmdistill.objectives.divergences import FLOOR, Divergence
+from lmdistill.objectives.rows import LogitsView, log_normaliser, softmax_rows, working_dtype
+from lmdistill.signals.types import HeadExpectationSignal, SampledSignal, TokenSignal, TopKSignal
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a chunk's loss is made of."""
+
+    divergence_weight: float
+    label_weight: float
+    temperature: float
+    view: LogitsView
+    compiled: bool
+
+
+def top_k_rows(
+    raw_nV: Tensor, weight_n: Tensor, labels_n: Tensor, signal: TopKSignal, definition: Divergence, mix: Mixture
+) -> tuple[Tensor, Tensor]:
+    """A divergence on the kept ids and, by `signal.tail`, the rest."""
+    ids_nk = signal.ids_Nk.long()
+    dtype = working_dtype(raw_nV)
+    top_raw_nk = raw_nV.gather(1, ids_nk)
+    top_z_nk = mix.view.logits(top_raw_nk)
+    label_z_n = mix.view.logits(raw_nV.gather(1, labels_n[:, None]))[:, 0] if mix.label_weight else None
+    filled_nk = signal.logprobs_Nk > -torch.inf
+    # Added, not written: an empty slot may name the id of a filled one, or of a token in the tail.
+    raw_nV.scatter_add_(1, ids_nk, torch.where(filled_nk, -torch.inf, 0.0).to(raw_nV.dtype))
+
+    inverse_t = raw_nV.new_tensor(1 / mix.temperature, dtype=dtype)
+    masked_z_nk = top_z_nk.masked_fill(~filled_nk, -torch.inf)
+    tail_n = log_normaliser(raw_nV, inverse_t, view=mix.view, compiled=mix.compiled)
+    all_n = torch.logaddexp(torch.logsumexp(masked_z_nk * inverse_t, 1), tail_n)
+    log_s_nC, log_t_nC, tail_counts = _classes(signal, masked_z_nk * inverse_t, tail_n, all_n, mix)
+    context = definition.context(log_s_nC, log_t_nC)
+    f_nC, v_nC = definition.summands(log_s_nC, log_t_nC, *context)
+    if not tail_counts:  # the tail, the last class, takes part in the softmax alone
+        f_nC, v_nC = (torch.cat([x_nC[:, :-1], torch.zeros_like(x_nC[:, -1:])], 1) for x_nC in (f_nC, v_nC))
+    gradient_nC = (v_nC - log_s_nC.exp() * v_nC.sum(1, keepdim=True)) * (mix.divergence_weight * inverse_t)
+    top_gradient_nk, tail_factor_n = gradient_nC[:, :-1], gradient_nC[:, -1]
+
+    cross_entropy_n = torch.zeros_like(all_n)
+    plain_n = all_n
+    if label_z_n is not None:
+        if mix.temperature != 1:
+            plain_tail_n = log_normaliser(raw_nV, torch.ones_like(inverse_t), view=mix.view, compiled=mix.compiled)
+            plain_n = torch.logaddexp(torch.logsumexp(masked_z_nk, 1), plain_tail_n)
+        cross_entropy_n = plain_n - label_z_n
+        top_gradient_nk = top_gradient_nk + mix.label_weight * (masked_z_nk - plain_n[:, None]).exp()
+    softmax_rows(
+        raw_nV,
+        tail_n.clamp_min(FLOOR),
+        tail_factor_n * weight_n,
+        plain_n if mix.label_weight else None,
+        weight_n * mix.label_weight if mix.label_weight else None,
+        inverse_t,
+        view=mix.view,
+        compiled=mix.compiled,
+    )
+    top_gradient_nk = mix.view.chain(top_gradient_nk * weight_n[:, None], top_z_nk) * filled_nk
+    raw_nV.scatter_add_(1, ids_nk, top_gradient_nk.to(raw_nV.dtype))
+    _subtract_labels(raw_nV, label_z_n, labels_n, weight_n, mix)
+    return f_nC.sum(1), cross_entropy_n
+
+
+def sampled_rows(
+    raw_nV: Tensor, weight_n: Tensor, labels_n: Tensor, signal: SampledSignal, mix: Mixture
+) -> tuple[Tensor, Tensor]:
+    """Forward KL (or cross-entropy, see `SampledSignal`) from counts: gradient p_s - counts / sum(counts)."""
+    ids_nk = signal.ids_Nk.long()
+    inverse_t = raw_nV.new_tensor(1 / mix.temperature, dtype=working_dtype(raw_nV))
+    z_nk = mix.view.logits(raw_nV.gather(1, ids_nk))
+    share_nk = signal.counts_Nk.to(z_nk) / signal.counts_Nk.to(z_nk).sum(1, keepdim=True)
+    all_n = log_normaliser(raw_nV, inverse_t, view=mix.view, compiled=mix.compiled)
+    log_s_nk = z_nk * inverse_t - all_n[:, None]
+    if signal.logprobs_Nk is None:
+        divergence_n = -(share_nk * log_s_nk).sum(1)
+    else:
+        log_t_nk = signal.logprobs_Nk.to(z_nk).clamp_min(FLOOR)
+        divergence_n = (share_nk * (log_t_nk - log_s_nk)).sum(1)
+    pulls_nk = share_nk * (mix.divergence_weight * inverse_t)
+    return divergence_n, _pull(raw_nV, weight_n, labels_n, ids_nk, z_nk, pulls_nk, all_n, inverse_t, mix)
+
+
+def token_rows(
+    raw_nV: Tensor, weight_n: Tensor, labels_n: Tensor, signal: TokenSignal, kind: str, mix: Mixture
+) -> tuple[Tensor, Tensor]:
+    """Forward or reverse KL estimated from the teacher's log-probability of the text's own token.
+
+    With r = log p_t(y) - log p_s(y): forward KL is r with gradient p_s - onehot(y) (the teacher wrote y); reverse KL is
+    -r with the score-function gradient r (p_s - onehot(y)), r held fixed (the student wrote y).
+    """
+    ids_n1 = signal.ids_N.long()[:, None]
+    inverse_t = raw_nV.new_tensor(1 / mix.temperature, dtype=working_dtype(raw_nV))
+    z_n1 = mix.view.logits(raw_nV.gather(1, ids_n1))
+    all_n = log_normaliser(raw_nV, inverse_t, view=mix.view, compiled=mix.compiled)
+    ratio_n = signal.logprobs_N.to(z_n1) - (z_n1[:, 0] * inverse_t - all_n)
+    strength_n = torch.ones_like(ratio_n) if kind == "forward_kl" else ratio_n
+    pulls_n1 = (strength_n * mix.divergence_weight * inverse_t)[:, None]
+    cross_entropy_n = _pull(raw_nV, weight_n, labels_n, ids_n1, z_n1, pulls_n1, all_n, inverse_t, mix)
+    return (ratio_n if kind == "forward_kl" else -ratio_n), cross_entropy_n
+
+
+def head_expectation_rows(
+    raw_nV: Tensor,
+    weight_n: Tensor,
+    labels_n: Tensor,
+    signal: HeadExpectationSignal,
+    hidden_nH: Tensor,
+    mix: Mixture,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact forward KL against a frozen head; also gives what must be added to the gradient of the hidden state.
+
+    D = logsumexp(z) - h . u - entropy with u the expected row, so dD/dh = sum_v p_s(v) W[v] - u: the first part comes
+    from the gradient left in `raw_nV` through the head, the second, (n, H), is returned.
+    """
+    dtype = working_dtype(raw_nV)
+    one = raw_nV.new_ones((), dtype=dtype)
+    all_n = log_normaliser(raw_nV, one, view=mix.view, compiled=mix.compiled)
+    expected_nH = signal.expected_row_NH.to(dtype)
+    mean_logit_n = (hidden_nH.to(dtype) * expected_nH).sum(1)
+    if signal.bias_N is not None:
+        mean_logit_n = mean_logit_n + signal.bias_N.to(dtype)
+    divergence_n = all_n - mean_logit_n * mix.view.scale
+    if signal.entropy_N is not None:
+        divergence_n = divergence_n - signal.entropy_N.to(dtype)
+    label_z_n = mix.view.logits(raw_nV.gather(1, labels_n[:, None]))[:, 0] if mix.label_weight else None
+    cross_entropy_n = all_n - label_z_n if label_z_n is not None else torch.zeros_like(all_n)
+    factor_n = weight_n * (mix.divergence_weight + mix.label_weight)
+    softmax_rows(raw_nV, all_n, factor_n, None, None, one, view=mix.view, compiled=mix.compiled)
+    _subtract_labels(raw_nV, label_z_n, labels_n, weight_n, mix)
+    pull_nH = -expected_nH * (weight_n * mix.divergence_weight * mix.view.scale)[:, None]
+    return divergence_n, cross_entropy_n, pull_nH
+
+
+def _classes(
+    signal: TopKSignal, softened_nk: Tensor, tail_n: Tensor, all_n: Tensor, mix: Mixture
+) -> tuple[Tensor, Tensor, bool]:
+    """Log-probabilities of both models on the k classes and the tail, and whether the tail counts in the sum."""
+    log_t_nk = signal.logprobs_Nk.to(softened_nk)
+    never_n1 = torch.full_like(tail_n, -torch.inf)[:, None]
+    if signal.tail == "renormalise":
+        log_s_nC = torch.cat([softened_nk.log_softmax(1), never_n1], 1)
+        softer_nk = log_t_nk * (signal.temperature / mix.temperature)
+        log_t_nC = torch.cat([softer_nk.log_softmax(1), never_n1], 1)
+        return log_s_nC.clamp_min(FLOOR), log_t_nC.clamp_min(FLOOR), False
+    log_s_nC = torch.cat([softened_nk, tail_n[:, None]], 1) - all_n[:, None]
+    # What is missing to 1; stored log-probabilities are rounded, so that it can come out a little below 0.
+    rest_n1 = (-torch.logsumexp(log_t_nk, 1, keepdim=True).expm1()).clamp_min(0.0)
+    log_t_nC = torch.cat([log_t_nk, rest_n1.log()], 1)
+    return log_s_nC.clamp_min(FLOOR), log_t_nC.clamp_min(FLOOR), signal.tail == "bucket"
+
+
+def _pull(
+    raw_nV: Tensor,
+    weight_n: Tensor,
+    labels_n: Tensor,
+    ids_nk: Tensor,
+    z_nk: Tensor,
+    pulls_nk: Tensor,
+    all_n: Tensor,
+    inverse_t: Tensor,
+    mix: Mixture,
+) -> Tensor:
+    """Write sum_k pulls (p_s - onehot(ids)) and the cross-entropy's gradient; returns the cross-entropy, (n,)."""
+    label_z_n = mix.view.logits(raw_nV.gather(1, labels_n[:, None]))[:, 0] if mix.label_weight else None
+    plain_n = all_n
+    if label_z_n is not None and mix.temperature != 1:
+        plain_n = log_normaliser(raw_nV, torch.ones_like(inverse_t), view=mix.view, compiled=mix.compiled)
+    softmax_rows(
+        raw_nV,
+        all_n,
+        pulls_nk.sum(1) * weight_n,
+        plain_n if mix.label_weight else None,
+        weight_n * mix.label_weight if mix.label_weight else None,
+        inverse_t,
+        view=mix.view,
+        compiled=mix.compiled,
+    )
+    gradient_nk = mix.view.chain(-pulls_nk * weight_n[:, None], z_nk)
+    raw_nV.scatter_add_(1, ids_nk, gradient_nk.to(raw_nV.dtype))
+    _subtract_labels(raw_nV, label_z_n, labels_n, weight_n, mix)
+    return plain_n - label_z_n if label_z_n is not None else torch.zeros_like(all_n)
+
+
+def _subtract_labels(
+    raw_nV: Tensor, label_z_n: Tensor | None, labels_n: Tensor, weight_n: Tensor, mix: Mixture
+) -> None:
+    if label_z_n is not None:
+        gradient_n = mix.view.chain(-weight_n * mix.label_weight, label_z_n)
+        raw_nV.scatter_add_(1, labels_n[:, None], gradient_n[:, None].to(raw_nV.dtype))
