@@ -248,7 +248,9 @@ class ObjectiveSpec(Section):
     @model_validator(mode="after")
     def _check(self) -> ObjectiveSpec:
         if self.divergence.weight == 0 and self.cross_entropy.weight == 0 and self.hidden_cosine.weight == 0:
-            raise ValueError("all terms have weight 0; give divergence, cross_entropy or hidden_cosine a weight above 0")
+            raise ValueError(
+                "all terms have weight 0; give divergence, cross_entropy or hidden_cosine a weight above 0"
+            )
         return self
 
     @property
@@ -501,7 +503,9 @@ def _with_value(node: Any, path: list[str], value: Any, override: str) -> Any:
     key, rest = path[0], path[1:]
     if isinstance(node, list):
         if not key.isdigit() or int(key) >= len(node):
-            raise RecipeError(f"--set {override!r}: {key!r} is not an item of a list of {len(node)} (0 to {len(node) - 1})")
+            raise RecipeError(
+                f"--set {override!r}: {key!r} is not an item of a list of {len(node)} (0 to {len(node) - 1})"
+            )
         copy: Any = list(node)
         copy[int(key)] = _with_value(node[int(key)], rest, value, override) if rest else value
         return copy

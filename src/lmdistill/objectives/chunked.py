@@ -278,9 +278,7 @@ class _Engine:
         elif isinstance(signal, SampledSignal):
             divergence_n, cross_entropy_n = sampled_rows(logits_nV, weight_n, labels_n, signal, mix)
         elif isinstance(signal, TokenSignal):
-            divergence_n, cross_entropy_n = token_rows(
-                logits_nV, weight_n, labels_n, signal, plan.definition.name, mix
-            )
+            divergence_n, cross_entropy_n = token_rows(logits_nV, weight_n, labels_n, signal, plan.definition.name, mix)
         elif isinstance(signal, HeadExpectationSignal):
             divergence_n, cross_entropy_n, pull_nH = head_expectation_rows(
                 logits_nV, weight_n, labels_n, signal, hidden_nH, mix
@@ -403,7 +401,9 @@ def _vocabulary(head_VH: Tensor, signal: Signal | None, vocab_size: int | None) 
         return head_VH.shape[0]
     for name, count in rows.items():
         if not 1 <= vocab_size <= count:
-            raise ValueError(f"vocab_size = {vocab_size} but {name} has {count} entries; it must lie between 1 and that")
+            raise ValueError(
+                f"vocab_size = {vocab_size} but {name} has {count} entries; it must lie between 1 and that"
+            )
     return vocab_size
 
 

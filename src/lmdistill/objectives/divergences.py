@@ -60,7 +60,6 @@ class Divergence:
         raise NotImplementedError
 
 
-
 @dataclass(frozen=True)
 class ForwardKL(Divergence):
     """KL(teacher‖student) = sum t (log t - log s). Hinton et al. 1503.02531; covers all the teacher's modes."""
@@ -351,4 +350,6 @@ def _between(kind: str, name: str, value: float, low: float, high: float, advice
     inside = low <= value <= high if closed else low < value < high
     if not inside:
         border = "from {} to {}" if closed else "strictly between {} and {}"
-        raise ValueError(f"{kind}: {name} = {value} must lie {border.format(low, high)}" + (f"; {advice}" if advice else ""))
+        raise ValueError(
+            f"{kind}: {name} = {value} must lie {border.format(low, high)}" + (f"; {advice}" if advice else "")
+        )

@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 # Below this many logits a chunk is done before a compiler has started.
 COMPILE_FROM = 1 << 22
-# Eager row blocks of this many logits keep their float32 temporaries inside the processor's cache.
+# On a processor, blocks of this many logits stay in its cache from the first pass over them to the last: a whole chunk
+# at once takes 1.4 times as long (benchmarks/loss.py). Eager temporaries are float32 and several, so half as many.
+_COMPILED_BLOCK = 3 << 19
 _EAGER_BLOCK = 1 << 20
 
 
@@ -214,25 +216,52 @@ def _head_of_rows(teacher_nV: Tensor, view: LogitsView, inverse_temperature: flo
     return torch.cat(blocks)
 
 
-def _blocks(raw_nV: Tensor) -> list[slice]:
-    rows = max(1, _EAGER_BLOCK // max(1, raw_nV.shape[1]))
+def _blocks(raw_nV: Tensor, logits: int = _EAGER_BLOCK) -> list[slice]:
+    rows = max(1, logits // max(1, raw_nV.shape[1]))
     return [slice(first, first + rows) for first in range(0, raw_nV.shape[0], rows)]
 
 
 def _run(
     kernels: tuple[Kernel, Kernel], compiled: bool, raw_nV: Tensor, rows: tuple[Tensor | None, ...], scalars: Tensor
 ) -> tuple[Tensor, ...]:
-    """Call the compiled kernel on all rows, or the eager one block by block."""
+    """Call the compiled kernel, or the eager one, on all rows, block by block."""
     eager, fast = kernels
-    if compiled and raw_nV.numel() >= COMPILE_FROM and compiler_works(raw_nV.device.type):
+    if not (compiled and raw_nV.numel() >= COMPILE_FROM and compiler_works(raw_nV.device.type)):
+        return _join([eager(raw_nV[b], *_take(rows, b), scalars) for b in _blocks(raw_nV)])
+    if raw_nV.device.type != "cpu":
         for tensor in (raw_nV, *rows):
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)  # token counts differ from batch to batch
         return fast(raw_nV, *rows, scalars)
+    # Whole blocks have one fixed shape, so that one compilation serves every batch; what is left over runs padded.
+    # All threads share a block.
+    size = max(torch.get_num_threads(), _COMPILED_BLOCK // raw_nV.shape[1])
+    whole = raw_nV.shape[0] // size * size
     parts = [
-        eager(raw_nV[block], *(None if tensor is None else tensor[block] for tensor in rows), scalars)
-        for block in _blocks(raw_nV)
+        fast(raw_nV[first : first + size], *_take(rows, slice(first, first + size)), scalars)
+        for first in range(0, whole, size)
     ]
+    if whole < raw_nV.shape[0]:
+        rest = slice(whole, raw_nV.shape[0])
+        padded = _pad(raw_nV[rest], size)
+        made = fast(padded, *(None if t is None else _pad(t, size) for t in _take(rows, rest)), scalars)
+        raw_nV[rest] = padded[: raw_nV.shape[0] - whole]
+        parts.append(tuple(column[: raw_nV.shape[0] - whole] for column in made))
+    return _join(parts)
+
+
+def _take(rows: tuple[Tensor | None, ...], block: slice) -> list[Tensor | None]:
+    return [None if tensor is None else tensor[block] for tensor in rows]
+
+
+def _pad(rows_n: Tensor, size: int) -> Tensor:
+    """A copy with rows of zeros up to `size`."""
+    padded = rows_n.new_zeros(size, *rows_n.shape[1:])
+    padded[: len(rows_n)] = rows_n
+    return padded
+
+
+def _join(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
