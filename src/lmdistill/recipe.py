@@ -327,7 +327,7 @@ class SpeedSpec(Section):
 class EvaluationSpec(Section):
     """What is measured at the end, and against what."""
 
-    baselines: list[Literal["none", "sft"]] = Field(default_factory=lambda: ["none", "sft"])
+    baselines: list[Literal["none", "sft"]] = ["none", "sft"]
     """The answers to 'was it worth it': the student before training (`none`), and the same student trained on the same
     text for the same tokens without the teacher (`sft`)."""
     max_tokens: Count = 20000

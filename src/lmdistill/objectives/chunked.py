@@ -157,7 +157,9 @@ def distillation_loss(
         vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
     )
-    loss, parts_2, token_loss_N = _ChunkedLoss.apply(student_hidden_NH, student_head_VH, student_bias, plan)
+    loss, parts_2, token_loss_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        student_hidden_NH, student_head_VH, student_bias, plan
+    )
     return LossParts(loss=loss, divergence=parts_2[0], cross_entropy=parts_2[1], token_loss_N=token_loss_N)
 
 
@@ -445,7 +447,7 @@ def _check_fit(
         SampledSignal: ("forward_kl",),
         TokenSignal: ("forward_kl", "reverse_kl"),
         HeadExpectationSignal: ("forward_kl",),
-    }.get(type(signal))  # type: ignore[arg-type]
+    }.get(type(signal))
     if possible is not None and definition.name not in possible:
         raise ValueError(
             f"{definition.name} cannot be estimated without bias from a {name}; it gives {' or '.join(possible)}. "
@@ -453,12 +455,12 @@ def _check_fit(
         )
     stored = getattr(signal, "temperature", 1.0)
     renormalised = isinstance(signal, TopKSignal) and signal.tail == "renormalise"
-    if signal is not None and not isinstance(signal, HiddenSignal | DenseSignal) and not renormalised:
-        if temperature != stored:
-            raise ValueError(
-                f"temperature = {temperature} but the {name} holds probabilities at temperature {stored}; "
-                "what lies beyond the stored ids cannot be softened: use that temperature or tail='renormalise'"
-            )
+    softens_freely = signal is None or isinstance(signal, HiddenSignal | DenseSignal) or renormalised
+    if not softens_freely and temperature != stored:
+        raise ValueError(
+            f"temperature = {temperature} but the {name} holds probabilities at temperature {stored}; "
+            "what lies beyond the stored ids cannot be softened: use that temperature or tail='renormalise'"
+        )
     if isinstance(signal, HeadExpectationSignal):
         if head_VH.requires_grad:
             raise ValueError("a HeadExpectationSignal belongs to a frozen head; call head.requires_grad_(False)")

@@ -80,11 +80,11 @@ def dense_rows(
     softened: bool,
     with_labels: bool,
     compiled: bool,
-) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy of each token, (n,) each and without weights; gradient left in `student_nV`.
+) -> tuple[Tensor, ...]:
+    """Divergence and, with labels, cross-entropy of each token, (n,) each, unweighted; gradient left in `student_nV`.
 
     `scalars_4` holds the weight of the divergence, the weight of the cross-entropy, 1 / temperature and the
-    definition's setting. The gradient is of sum_n weight_n * (w_d D_n + w_ce CE_n) with respect to the student's raw logits.
+    definition's setting. The gradient is of sum_n weight_n * (w_d D_n + w_ce CE_n), by the student's raw logits.
     """
     head_n1 = None
     if definition.head_mass is not None:
