@@ -122,6 +122,7 @@ def distillation_loss(
     softcap: float | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    compute_dtype: torch.dtype | None = None,
     compiled: bool = True,
 ) -> LossParts:
     """A divergence mixed with cross-entropy, from one projection of the student: the engine behind `divergence`.
@@ -131,6 +132,7 @@ def distillation_loss(
         divergence_weight, label_weight: factors of both terms; the cross-entropy is always at temperature 1.
         labels_N: the text's own next token, (N,), needed where `label_weight` is above 0.
         temperature_squared: multiply the divergence by temperature² (Hinton et al. 1503.02531, section 2).
+        compute_dtype: precision of the products; autocast's where it is on, else that of the hidden states.
         compiled: compile the row-wise part where a compiler is and the work is worth it.
     """
     definition = find_divergence(kind)
@@ -156,6 +158,7 @@ def distillation_loss(
         ),
         vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
+        compute_dtype=compute_dtype or _compute_dtype(student_hidden_NH),
     )
     loss, parts_2, token_loss_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         student_hidden_NH, student_head_VH, student_bias, plan
@@ -176,6 +179,7 @@ class _Plan:
     mix: Mixture
     vocabulary: int
     chunk_tokens: int | None
+    compute_dtype: torch.dtype
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -211,7 +215,7 @@ class _Engine:
     ) -> None:
         self.plan = plan
         self.hidden_NH = hidden_NH
-        self.compute = _compute_dtype(hidden_NH)
+        self.compute = plan.compute_dtype
         self.work = working_dtype(hidden_NH)
         self.head_vH = head_VH[: plan.vocabulary].to(self.compute)
         self.bias_v = None if bias_V is None else bias_V[: plan.vocabulary].to(self.compute)
