@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmdistill.objectives.checks import check_fit, check_ids, check_shapes, check_terms, common_vocabulary
 from lmdistill.objectives.divergences import Divergence, find_divergence
 from lmdistill.objectives.rows import LogitsView, dense_rows, label_rows, working_dtype
 from lmdistill.objectives.sparse import Mixture, head_expectation_rows, sampled_rows, token_rows, top_k_rows
@@ -137,9 +138,13 @@ def distillation_loss(
     """
     definition = find_divergence(kind)
     view = LogitsView(logit_scale, softcap)
-    vocabulary = _vocabulary(student_head_VH, signal, vocab_size)
-    _check(student_hidden_NH, student_head_VH, signal, definition, labels_N, label_weight, temperature, view, mask_N)
+    vocabulary = common_vocabulary(student_head_VH, signal, vocab_size)
+    rows = {"labels_N": labels_N, "mask_N": mask_N, "weight_N": weight_N}
+    check_shapes(student_hidden_NH, student_head_VH, student_bias, signal, rows)
+    check_terms(signal, labels_N, label_weight, temperature)
+    check_fit(signal, definition, temperature, view, student_head_VH, student_bias)
     index_M = torch.arange(len(student_hidden_NH), device=student_hidden_NH.device) if mask_N is None else _true(mask_N)
+    check_ids(signal, labels_N if label_weight else None, index_M, vocabulary)
     count = num_items if num_items is not None else max(1, len(index_M))
     factor = temperature**2 if temperature_squared else 1.0
     plan = _Plan(
@@ -159,6 +164,7 @@ def distillation_loss(
         vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
         compute_dtype=compute_dtype or _compute_dtype(student_hidden_NH),
+        grad_enabled=torch.is_grad_enabled(),
     )
     loss, parts_2, token_loss_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         student_hidden_NH, student_head_VH, student_bias, plan
@@ -180,6 +186,7 @@ class _Plan:
     vocabulary: int
     chunk_tokens: int | None
     compute_dtype: torch.dtype
+    grad_enabled: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -187,19 +194,29 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, bias_V: Tensor | None, plan: _Plan) -> Any:
+        # needs_input_grad is True for a parameter even under no_grad, where nobody will ask for its gradient.
+        needs_gradient = ctx.needs_input_grad[:3] if plan.grad_enabled else (False, False, False)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            engine = _Engine(hidden_NH, head_VH, bias_V, plan, needs_gradient=ctx.needs_input_grad[:3])
+            engine = _Engine(hidden_NH, head_VH, bias_V, plan, needs_gradient)
             engine.run()
         ctx.save_for_backward(engine.d_hidden_NH, engine.d_head_VH, engine.d_bias_V)
+        ctx.inverse_items = plan.inverse_items
         ctx.mark_non_differentiable(engine.parts_2, engine.token_loss_N)
         return engine.loss(), engine.parts_2, engine.token_loss_N
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, d_loss: Tensor, *unused: Tensor) -> Any:
-        # In place: these buffers are the head's and the hidden states' gradients themselves, as large as they are.
-        scaled = (None if d is None else (d if _is_one(d_loss) else d.mul_(d_loss)) for d in ctx.saved_tensors)
-        return (*scaled, None)
+        # In place where this is the last time: the head's gradient is as large as the head. A graph that is kept will
+        # want these buffers again, and what it handed out before must not change in its owner's hands.
+        in_place = not _graph_is_kept()
+        d_hidden_NH, d_head_VH, d_bias_V = ctx.saved_tensors
+        return (
+            _scaled(d_hidden_NH, d_loss * ctx.inverse_items, in_place),
+            _scaled(d_head_VH, d_loss, in_place),
+            _scaled(d_bias_V, d_loss, in_place),
+            None,
+        )
 
 
 class _Engine:
@@ -223,6 +240,8 @@ class _Engine:
         self.d_hidden_NH = torch.zeros_like(hidden_NH) if needs_gradient[0] else None
         self.d_head_VH = torch.zeros_like(head_VH) if needs_gradient[1] else None
         self.d_bias_V = torch.zeros_like(bias_V) if needs_gradient[2] and bias_V is not None else None
+        # Applied after the products, not to the logits' gradient: 1 / a million tokens is 0 in float16.
+        self.inverse_items = float(plan.inverse_items)
         self.parts_2 = torch.zeros(2, dtype=torch.float64, device=hidden_NH.device)
         self.token_loss_N = torch.zeros(len(hidden_NH), dtype=self.work, device=hidden_NH.device)
 
@@ -251,11 +270,9 @@ class _Engine:
         if plan.weight_N is not None:
             weight_n = plan.weight_N[chunk_n].to(self.work)
         _project(hidden_nH, self.head_vH, self.bias_v, logits_nV)
-        divergence_n, cross_entropy_n, pull_nH = self._compare(
-            chunk_n, hidden_nH, logits_nV, teacher_nV, (weight_n * plan.inverse_items).to(self.work)
-        )
-        self.parts_2[0] += (divergence_n * weight_n).sum() * plan.inverse_items
-        self.parts_2[1] += (cross_entropy_n * weight_n).sum() * plan.inverse_items
+        divergence_n, cross_entropy_n, pull_nH = self._compare(chunk_n, hidden_nH, logits_nV, teacher_nV, weight_n)
+        self.parts_2[0] += (divergence_n * weight_n).sum() * self.inverse_items
+        self.parts_2[1] += (cross_entropy_n * weight_n).sum() * self.inverse_items
         self.token_loss_N[chunk_n] = (
             divergence_n * mix.divergence_weight + cross_entropy_n * mix.label_weight
         ) * weight_n
@@ -333,9 +350,9 @@ class _Engine:
                 d_hidden_nH = d_hidden_nH + pull_nH
             self.d_hidden_NH[chunk_n] = d_hidden_nH.to(self.d_hidden_NH.dtype)
         if self.d_head_VH is not None:
-            _add_product(self.d_head_VH[: self.plan.vocabulary], gradient_nV, hidden_nH)
+            _add_product(self.d_head_VH[: self.plan.vocabulary], gradient_nV, hidden_nH, self.inverse_items)
         if self.d_bias_V is not None:
-            self.d_bias_V[: self.plan.vocabulary] += gradient_nV.to(self.work).sum(0).to(self.d_bias_V.dtype)
+            self.d_bias_V[: self.plan.vocabulary].add_(gradient_nV.sum(0), alpha=self.inverse_items)
 
     def _chunk_tokens(self) -> int:
         """Tokens a chunk: all chunks but the last are equal, and the last is not much smaller."""
@@ -371,14 +388,14 @@ def _project(hidden_nH: Tensor, head_VH: Tensor, bias_V: Tensor | None, out_nV: 
         out_nV += bias_V
 
 
-def _add_product(total_VH: Tensor, gradient_nV: Tensor, hidden_nH: Tensor) -> None:
-    """total += gradient.T @ hidden; in blocks of rows where the sum is more precise than the product."""
+def _add_product(total_VH: Tensor, gradient_nV: Tensor, hidden_nH: Tensor, factor: float) -> None:
+    """total += factor * gradient.T @ hidden; in blocks of rows where the sum is more precise than the product."""
     if total_VH.dtype == gradient_nV.dtype:
-        total_VH.addmm_(gradient_nV.t(), hidden_nH)
+        total_VH.addmm_(gradient_nV.t(), hidden_nH, alpha=factor)
         return
     block = 16384
     for first in range(0, len(total_VH), block):
-        total_VH[first : first + block] += gradient_nV[:, first : first + block].t() @ hidden_nH
+        total_VH[first : first + block].add_(gradient_nV[:, first : first + block].t() @ hidden_nH, alpha=factor)
 
 
 def _rows_of(signal: Signal | None, chunk_n: Tensor) -> Signal | None:
@@ -393,85 +410,6 @@ def _rows_of(signal: Signal | None, chunk_n: Tensor) -> Signal | None:
     return replace(signal, **per_token)
 
 
-def _vocabulary(head_VH: Tensor, signal: Signal | None, vocab_size: int | None) -> int:
-    """The number of real ids, checked against both models."""
-    rows = {"the student's head": head_VH.shape[0]}
-    if isinstance(signal, HiddenSignal):
-        rows["the teacher's head"] = signal.head_VK.shape[0]
-    if isinstance(signal, DenseSignal):
-        rows["the teacher's logits"] = signal.logits_NV.shape[1]
-    if vocab_size is None:
-        if len(set(rows.values())) > 1:
-            shown = " and ".join(f"{name} {count}" for name, count in rows.items())
-            raise ValueError(f"vocabularies differ ({shown} entries); pass vocab_size=, the tokenizer's number of ids")
-        return head_VH.shape[0]
-    for name, count in rows.items():
-        if not 1 <= vocab_size <= count:
-            raise ValueError(
-                f"vocab_size = {vocab_size} but {name} has {count} entries; it must lie between 1 and that"
-            )
-    return vocab_size
-
-
-def _check(
-    hidden_NH: Tensor,
-    head_VH: Tensor,
-    signal: Signal | None,
-    definition: Divergence,
-    labels_N: Tensor | None,
-    label_weight: float,
-    temperature: float,
-    view: LogitsView,
-    mask_N: Tensor | None,
-) -> None:
-    """Everything that would otherwise fail deep inside, or not at all."""
-    if hidden_NH.ndim != 2 or head_VH.ndim != 2 or hidden_NH.shape[1] != head_VH.shape[1]:
-        raise ValueError(
-            f"student_hidden_NH {tuple(hidden_NH.shape)} and student_head_VH {tuple(head_VH.shape)} must be (N, H) "
-            "and (V, H) with one H; flatten batch and length first"
-        )
-    for name, tensor in (("signal", signal), ("labels_N", labels_N), ("mask_N", mask_N)):
-        if tensor is not None and len(tensor) != len(hidden_NH):
-            raise ValueError(f"{len(hidden_NH)} student tokens but {len(tensor)} rows in {name}; they go in pairs")
-    if temperature <= 0:
-        raise ValueError(f"temperature = {temperature} must be above 0")
-    if label_weight and labels_N is None:
-        raise ValueError(f"label_weight = {label_weight} needs labels_N, the text's next tokens")
-    if signal is None and not label_weight:
-        raise ValueError("neither a signal nor a label_weight: there is nothing to train on")
-    _check_fit(signal, definition, temperature, view, head_VH)
-
-
-def _check_fit(
-    signal: Signal | None, definition: Divergence, temperature: float, view: LogitsView, head_VH: Tensor
-) -> None:
-    """Refuse a divergence or temperature that the signal cannot give without bias."""
-    name = type(signal).__name__
-    possible = {
-        SampledSignal: ("forward_kl",),
-        TokenSignal: ("forward_kl", "reverse_kl"),
-        HeadExpectationSignal: ("forward_kl",),
-    }.get(type(signal))
-    if possible is not None and definition.name not in possible:
-        raise ValueError(
-            f"{definition.name} cannot be estimated without bias from a {name}; it gives {' or '.join(possible)}. "
-            "Use a HiddenSignal, DenseSignal or TopKSignal"
-        )
-    stored = getattr(signal, "temperature", 1.0)
-    renormalised = isinstance(signal, TopKSignal) and signal.tail == "renormalise"
-    softens_freely = signal is None or isinstance(signal, HiddenSignal | DenseSignal) or renormalised
-    if not softens_freely and temperature != stored:
-        raise ValueError(
-            f"temperature = {temperature} but the {name} holds probabilities at temperature {stored}; "
-            "what lies beyond the stored ids cannot be softened: use that temperature or tail='renormalise'"
-        )
-    if isinstance(signal, HeadExpectationSignal):
-        if head_VH.requires_grad:
-            raise ValueError("a HeadExpectationSignal belongs to a frozen head; call head.requires_grad_(False)")
-        if view.softcap is not None:
-            raise ValueError(f"a HeadExpectationSignal needs linear logits; softcap = {view.softcap} bends them")
-
-
 def _compute_dtype(hidden_NH: Tensor) -> torch.dtype:
     """The precision of the products: autocast's where it is on, else that of the hidden states."""
     kind = hidden_NH.device.type
@@ -484,5 +422,15 @@ def _true(mask_N: Tensor) -> Tensor:
     return mask_N.to(torch.bool).nonzero()[:, 0]
 
 
-def _is_one(d_loss: Tensor) -> bool:
-    return d_loss.device.type == "cpu" and d_loss.item() == 1.0
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass was called with retain_graph=True."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())
+
+
+def _scaled(gradient: Tensor | None, factor: Tensor, in_place: bool) -> Tensor | None:
+    if gradient is None or not in_place:
+        return None if gradient is None else gradient * factor
+    if factor.device.type == "cpu" and factor.item() == 1.0:
+        return gradient
+    return gradient.mul_(factor)

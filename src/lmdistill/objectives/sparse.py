@@ -65,7 +65,7 @@ def top_k_rows(
         top_gradient_nk = top_gradient_nk + mix.label_weight * (masked_z_nk - plain_n[:, None]).exp()
     softmax_rows(
         raw_nV,
-        tail_n.clamp_min(FLOOR),
+        tail_n.masked_fill(tail_n == -torch.inf, 0.0),  # no tail: nothing to shift, and -inf - -inf is NaN
         tail_factor_n * weight_n,
         plain_n if mix.label_weight else None,
         weight_n * mix.label_weight if mix.label_weight else None,
@@ -86,7 +86,9 @@ def sampled_rows(
     ids_nk = signal.ids_Nk.long()
     inverse_t = raw_nV.new_tensor(1 / mix.temperature, dtype=working_dtype(raw_nV))
     z_nk = mix.view.logits(raw_nV.gather(1, ids_nk))
-    share_nk = signal.counts_Nk.to(z_nk) / signal.counts_Nk.to(z_nk).sum(1, keepdim=True)
+    counts_nk = signal.counts_Nk.to(z_nk)
+    # A token without any sample says nothing: its share, loss and gradient are 0.
+    share_nk = counts_nk / counts_nk.sum(1, keepdim=True).clamp_min(torch.finfo(z_nk.dtype).tiny)
     all_n = log_normaliser(raw_nV, inverse_t, view=mix.view, compiled=mix.compiled)
     log_s_nk = z_nk * inverse_t - all_n[:, None]
     if signal.logprobs_Nk is None:
@@ -110,7 +112,7 @@ def token_rows(
     inverse_t = raw_nV.new_tensor(1 / mix.temperature, dtype=working_dtype(raw_nV))
     z_n1 = mix.view.logits(raw_nV.gather(1, ids_n1))
     all_n = log_normaliser(raw_nV, inverse_t, view=mix.view, compiled=mix.compiled)
-    ratio_n = signal.logprobs_N.to(z_n1) - (z_n1[:, 0] * inverse_t - all_n)
+    ratio_n = signal.logprobs_N.to(z_n1).clamp_min(FLOOR) - (z_n1[:, 0] * inverse_t - all_n)
     strength_n = torch.ones_like(ratio_n) if kind == "forward_kl" else ratio_n
     pulls_n1 = (strength_n * mix.divergence_weight * inverse_t)[:, None]
     cross_entropy_n = _pull(raw_nV, weight_n, labels_n, ids_n1, z_n1, pulls_n1, all_n, inverse_t, mix)
@@ -161,9 +163,10 @@ def _classes(
         log_t_nC = torch.cat([softer_nk.log_softmax(1), never_n1], 1)
         return log_s_nC.clamp_min(FLOOR), log_t_nC.clamp_min(FLOOR), False
     log_s_nC = torch.cat([softened_nk, tail_n[:, None]], 1) - all_n[:, None]
-    # What is missing to 1; stored log-probabilities are rounded, so that it can come out a little below 0.
-    rest_n1 = (-torch.logsumexp(log_t_nk, 1, keepdim=True).expm1()).clamp_min(0.0)
-    log_t_nC = torch.cat([log_t_nk, rest_n1.log()], 1)
+    # What is missing to 1. Stored log-probabilities are rounded: where the difference drowns in that, a tail of 0 would
+    # make every student that keeps one infinitely wrong.
+    rest_n1 = (-torch.logsumexp(log_t_nk, 1, keepdim=True).expm1()).clamp_min(torch.finfo(log_t_nk.dtype).eps)
+    log_t_nC = torch.cat([log_t_nk, torch.where(tail_n[:, None] > -torch.inf, rest_n1.log(), never_n1)], 1)
     return log_s_nC.clamp_min(FLOOR), log_t_nC.clamp_min(FLOOR), signal.tail == "bucket"
 
 
