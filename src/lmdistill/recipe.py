@@ -121,6 +121,8 @@ class StudentSpec(Section):
     """Train adapters only."""
     calibration_tokens: Count = 16384
     """Tokens of training text on which importance is measured."""
+    save_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Number format in which the finished student is saved; it is trained in float32 in any case."""
 
     @model_validator(mode="after")
     def _check(self) -> StudentSpec:

@@ -1,0 +1,200 @@
+"""Carry a recipe out, stage by stage.
+
+    recipe -> doctor -> data -> student -> training -> baselines -> evaluation -> report
+
+Each stage writes into the run's folder, is skipped when its inputs are unchanged, and resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from lmdistill.data import DataReport
+from lmdistill.doctor import examine
+from lmdistill.evaluation import Evaluation, Role
+from lmdistill.io import RunLock, write_json, write_text
+from lmdistill.progress import Progress
+from lmdistill.recipe import ObjectiveSpec, Recipe, StageSpec, TrajectoriesSpec, dump_recipe, recipe_stages
+from lmdistill.report import student_card, summary_sentence, write_report
+from lmdistill.run_folder import RunFolder
+from lmdistill.stages.context import Context
+from lmdistill.stages.prepare import (
+    Sources,
+    dataset_key,
+    encode,
+    read_sources,
+    stage_documents,
+    teacher_dataset,
+    write_data_report,
+)
+from lmdistill.stages.student import Student, construct_student, tokenizer_for_calibration
+from lmdistill.stages.train import Job, Trained, carry_out
+from lmdistill.stages.verdict import judge
+from lmdistill.training.callbacks import stop_flag
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    report: Path
+    summary: str
+    """The verdict in one sentence, as at the head of the report."""
+    steps: int
+    """Optimiser steps of the student over all stages."""
+
+
+@dataclass
+class _Work:
+    """What the stages hand on."""
+
+    sources: Sources
+    stages: list[StageSpec]
+    reports: dict[str, DataReport] = field(default_factory=dict)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    order: list[str] = field(default_factory=list)
+    heldout: dict[str, Dataset] = field(default_factory=dict)
+
+
+def run_recipe(recipe: Recipe, *, progress: Progress | None = None) -> RunResult:
+    """Carry out a recipe in its run folder and say what came of it.
+
+    Raises what is in `lmdistill.errors`; whatever was finished before stays and is not done again.
+    """
+    with _opened(recipe, progress or Progress()) as context:
+        _diagnose(context)
+        work = _Work(sources=read_sources(context), stages=recipe_stages(recipe))
+        student = _student(context, work)
+        trained = _train(context, work, student, "student", work.stages)
+        results: dict[Role, Trained] = {"student": trained, **_baselines(context, work, student, trained)}
+        _evaluate(context, work, student, results)
+        return _write_up(context, work, sum(trained.steps))
+
+
+@contextmanager
+def _opened(recipe: Recipe, progress: Progress) -> Iterator[Context]:
+    """The run's folder, owned by this process, with the resolved recipe in it."""
+    folder = RunFolder(recipe.folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder.path), stop_flag() as stop:
+        if recipe.machine.threads:
+            torch.set_num_threads(recipe.machine.threads)
+        write_text(folder.recipe, dump_recipe(recipe))
+        yield Context(recipe=recipe, folder=folder, progress=progress, stop=stop)
+
+
+def _diagnose(context: Context) -> None:
+    with context.progress.stage("doctor", "is this sound?"):
+        diagnosis = examine(context.recipe, progress=context.progress)
+    write_json(context.folder.file("doctor.json"), diagnosis.model_dump(mode="json"))
+    for finding in diagnosis.findings:
+        if finding.severity == "warning":
+            context.warn(f"{finding.check}: {finding.message}" + (f" {finding.fix}" if finding.fix else ""))
+    diagnosis.raise_for_errors()
+
+
+def _student(context: Context, work: _Work) -> Student:
+    """Build the student, then encode the held-out texts with its tokenizer."""
+    documents, report = stage_documents(work.sources, work.stages[0])
+    # Trimming the vocabulary changes the tokenizer, so text for calibration is encoded before and apart.
+    calibration = encode(context, documents, tokenizer_for_calibration(context), "calibration", report)
+    student, skipped = construct_student(context, calibration, dataset_key(calibration))
+    _log(work, "student", skipped)
+    for name, held in work.sources.heldout.items():
+        work.heldout[name] = encode(context, held, student.tokenizer, f"heldout-{name}", work.sources.reports[name])
+    return student
+
+
+def _train(context: Context, work: _Work, student: Student, role: Role, stages: list[StageSpec]) -> Trained:
+    """Train the student, or a baseline of it, through all stages."""
+    is_student = role == "student"
+    jobs = [
+        Job(
+            name=stage.name if is_student else role if len(stages) == 1 else f"{role}-{stage.name}",
+            objective=stage.objective or context.recipe.objective,
+            training=stage.training,
+            dataset=_stage_dataset(context, work, student, stage),
+            heldout=work.heldout,
+        )
+        for stage in stages
+    ]
+    target = context.folder.file("student" if is_student else f"baselines/{role}")
+    trained = carry_out(context, student, jobs, target)
+    for job in jobs:
+        _log(work, job.name, trained.skipped)
+    return trained
+
+
+def _stage_dataset(context: Context, work: _Work, student: Student, stage: StageSpec) -> Dataset:
+    """The encoded and packed text of a stage, made once."""
+    assert stage.trajectories is not None
+    name = f"{stage.trajectories.source}-{stage.name}"
+    if name not in work.datasets:
+        documents, report = stage_documents(work.sources, stage)
+        if stage.trajectories.source == "teacher":
+            dataset = teacher_dataset(context, documents, student.tokenizer, stage, report)
+            _log(work, f"generate-{stage.name}", False)
+        else:
+            dataset = encode(context, documents, student.tokenizer, f"train-{stage.name}", report)
+        work.datasets[name], work.reports[name] = dataset, report
+    return work.datasets[name]
+
+
+def _baselines(context: Context, work: _Work, student: Student, trained: Trained) -> dict[Role, Trained]:
+    """The student before training, and trained on the same text for as many steps without the teacher."""
+    wanted = context.recipe.evaluation.baselines
+    results: dict[Role, Trained] = {}
+    if "none" in wanted:
+        results["none"] = Trained(folder=student.folder, fingerprint=student.fingerprint, steps=[], skipped=True)
+    if "sft" in wanted:
+        stages = [_without_teacher(stage, steps) for stage, steps in zip(work.stages, trained.steps, strict=True)]
+        if all(not stage.objective.needs_teacher for stage in work.stages if stage.objective) and all(
+            stage.trajectories is None or stage.trajectories.source == "dataset" for stage in work.stages
+        ):
+            context.note("the method itself is fine-tuning without a teacher: no sft baseline beside it")
+        else:
+            results["sft"] = _train(context, work, student, "sft", stages)
+    return results
+
+
+def _without_teacher(stage: StageSpec, steps: int) -> StageSpec:
+    """The same stage on the data set's own text, with cross-entropy alone, for the same number of steps."""
+    objective = stage.objective
+    if objective is None or objective.needs_teacher:
+        objective = ObjectiveSpec.model_validate({"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}})
+    training = {**stage.training, "max_steps": steps}
+    return stage.model_copy(update={"objective": objective, "trajectories": TrajectoriesSpec(), "training": training})
+
+
+def _evaluate(context: Context, work: _Work, student: Student, results: dict[Role, Trained]) -> Evaluation:
+    train_set = _stage_dataset(context, work, student, work.stages[0])
+    evaluation, skipped = judge(context, student, results, work.heldout, train_set)
+    _log(work, "evaluate", skipped)
+    return evaluation
+
+
+def _write_up(context: Context, work: _Work, steps: int) -> RunResult:
+    heldout = {name: work.sources.reports[name] for name in work.heldout}
+    write_data_report(context, work.reports, heldout, work.sources)
+    context.write_accounting(work.order, work.skipped)
+    with context.progress.stage("report"):
+        report = write_report(context.folder.path)
+        write_text(context.folder.file("student") / "README.md", student_card(context.folder.path))
+    return RunResult(
+        folder=context.folder.path, report=report, summary=summary_sentence(context.folder.path), steps=steps
+    )
+
+
+def _log(work: _Work, name: str, skipped: bool) -> None:
+    if name not in work.order:
+        work.order.append(name)
+        if skipped:
+            work.skipped.add(name)

@@ -1,0 +1,111 @@
+"""What all stages of one run share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmdistill.accounting import Accounting, StageCost, describe_machine
+from lmdistill.io import write_json
+from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
+from lmdistill.progress import Progress
+from lmdistill.recipe import ModelSpec, Recipe
+from lmdistill.run_folder import RunFolder
+from lmdistill.training.callbacks import StopFlag
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Context:
+    """One run while it is carried out."""
+
+    recipe: Recipe
+    folder: RunFolder
+    progress: Progress
+    stop: StopFlag
+    device: torch.device = field(init=False)
+    fast_dtype: torch.dtype = field(init=False)
+    _teacher: PreTrainedModel | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.recipe.machine.device)
+        self.fast_dtype = fastest_dtype(self.device)
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, loaded when it is first asked for."""
+        if self._teacher is None:
+            spec = self.recipe.teacher
+            self._teacher = load_model(spec, dtype=self.dtype_of(spec), device=self.device)
+        return self._teacher
+
+    @property
+    def save_dtype(self) -> torch.dtype:
+        """The format in which results are saved."""
+        return DTYPES[self.recipe.student.save_dtype]
+
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's tokenizer."""
+        return load_tokenizer(self.recipe.teacher)
+
+    def forget_teacher(self) -> None:
+        """Give the teacher's memory back."""
+        self._teacher = None
+
+    def dtype_of(self, spec: ModelSpec) -> torch.dtype:
+        """The format of a frozen model's weights: as the recipe says, or the fast one."""
+        return self.fast_dtype if spec.dtype == "auto" else DTYPES[spec.dtype]
+
+    @contextmanager
+    def stage(self, name: str, fingerprint: str, detail: str = "") -> Iterator[Facts]:
+        """Announce a stage, time it, and record it as done when it ends without an error.
+
+        What is put into the facts (tokens, flops, ...) is kept in the record and counted in the accounting.
+        """
+        facts: Facts = Facts()
+        self.folder.event("stage_started", name)
+        started = time.monotonic()
+        with self.progress.stage(name, detail):
+            yield facts
+        facts["seconds"] = round(facts.pop("earlier_seconds", 0.0) + time.monotonic() - started, 3)
+        self.folder.event("stage_finished", name, **facts)
+        self.folder.finish(name, fingerprint, **facts)
+
+    def note(self, text: str) -> None:
+        """Tell the user and the events."""
+        self.progress.note(text)
+        self.folder.event("note", "run", text=text)
+
+    def warn(self, text: str) -> None:
+        """Warn the user and the events."""
+        self.progress.warn(text)
+        self.folder.event("warning", "run", text=text)
+
+    def write_accounting(self, names: list[str], skipped: set[str]) -> Accounting:
+        """accounting.json: what each stage cost, from the records that the stages left."""
+        stages = []
+        for name in names:
+            record = self.folder.record(name) or {}
+            stages.append(
+                StageCost(
+                    name=name,
+                    seconds=record.get("seconds", 0.0),
+                    tokens=record.get("tokens", 0),
+                    flops=record.get("flops", 0.0),
+                    skipped=name in skipped,
+                )
+            )
+        accounting = Accounting(stages=stages, machine=describe_machine(self.device, self.fast_dtype))
+        write_json(self.folder.file("accounting.json"), accounting.model_dump(mode="json"))
+        return accounting
+
+
+class Facts(dict[str, Any]):
+    """What a stage found out about itself."""

@@ -1,0 +1,194 @@
+"""Reading, encoding and packing the data of a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from lmdistill.data import (
+    DataReport,
+    Document,
+    build_dataset,
+    contamination,
+    fingerprint,
+    load_documents,
+    prompts_of,
+)
+from lmdistill.data.packing import build_dataset_from_ids
+from lmdistill.errors import DataError
+from lmdistill.io import hash_file, write_folder, write_json
+from lmdistill.models import resolve_path
+from lmdistill.recipe import SourceSpec, StageSpec, recipe_stages
+from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.stages.context import Context
+from lmdistill.trajectories.teacher import write_answers
+
+
+@dataclass
+class Sources:
+    """The documents of a run, read once."""
+
+    train: dict[str, list[Document]] = field(default_factory=dict)
+    """By the fingerprint of their sources."""
+    heldout: dict[str, list[Document]] = field(default_factory=dict)
+    reports: dict[str, DataReport] = field(default_factory=dict)
+
+
+def read_sources(context: Context) -> Sources:
+    """Read every source. Raises DataError before a model is loaded where one gives nothing."""
+    recipe = context.recipe
+    found = Sources()
+    for stage in recipe_stages(recipe):
+        for source in stage.train or []:
+            key = source_key(source)
+            if key not in found.train:
+                found.train[key], found.reports[key] = _read(context, source)
+    for name, source in recipe.data.evaluation.items():
+        found.heldout[name], found.reports[name] = _read(context, source)
+    return found
+
+
+def source_key(source: SourceSpec) -> str:
+    """Name of a source and, for a local file, of its content."""
+    path = Path(resolve_path(source.path))
+    content = hash_file(path) if path.is_file() else None
+    return fingerprint_of(source.model_dump(mode="json"), content)
+
+
+def encode(
+    context: Context, documents: list[Document], tokenizer: PreTrainedTokenizerBase, name: str, report: DataReport
+) -> Dataset:
+    """Encode and pack documents, kept in the run's folder under `data/<name>`."""
+    folder = context.folder.file("data") / name
+    key = fingerprint_of(
+        [document.id for document in documents],
+        context.recipe.data.model_dump(mode="json", exclude={"train", "evaluation"}),
+        _tokenizer_key(tokenizer),
+        context.recipe.seed,
+    )
+    record = context.folder.record(f"data-{name}")
+    if record is not None and record["fingerprint"] == key and folder.is_dir():
+        for field_name, value in record["report"].items():
+            setattr(report, field_name, value)
+        return load_from_disk(str(folder))
+    dataset = build_dataset(
+        documents, tokenizer, context.recipe.data, seed=context.recipe.seed, report=report, progress=context.progress
+    )
+    _keep(dataset, folder)
+    context.folder.finish(f"data-{name}", key, report=report.model_dump(mode="json"))
+    return dataset
+
+
+def stage_documents(sources: Sources, stage: StageSpec) -> tuple[list[Document], DataReport]:
+    """The documents of one training stage and their report."""
+    documents: list[Document] = []
+    reports = []
+    for source in stage.train or []:
+        key = source_key(source)
+        documents += sources.train[key]
+        reports.append(sources.reports[key])
+    if not documents:
+        raise DataError(f"stage {stage.name}: its sources hold no rows; see stages.{stage.name}.train")
+    return documents, DataReport.merged(reports)
+
+
+def teacher_dataset(
+    context: Context,
+    documents: list[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    stage: StageSpec,
+    report: DataReport,
+) -> Dataset:
+    """Text that the teacher writes from the documents' prompts, encoded and packed."""
+    assert stage.trajectories is not None
+    spec = stage.trajectories.generation
+    prompts = prompts_of(documents, tokenizer, spec)[: stage.trajectories.max_prompts]
+    room = context.recipe.data.max_length - spec.max_new_tokens
+    fitting = [prompt for prompt in prompts if 0 < len(prompt) <= room]
+    if not fitting:
+        raise DataError(
+            f"stage {stage.name}: none of {len(prompts)} prompts leaves room for {spec.max_new_tokens} new tokens in "
+            f"data.max_length = {context.recipe.data.max_length}; raise it or lower trajectories.generation.max_new_tokens"
+        )
+    if len(fitting) < len(prompts):
+        context.warn(
+            f"stage {stage.name}: {len(prompts) - len(fitting)} of {len(prompts)} prompts are too long: left out"
+        )
+    key = fingerprint_of(
+        fitting, spec.model_dump(mode="json"), context.recipe.teacher.model_dump(mode="json"), context.recipe.seed
+    )
+    name = f"generate-{stage.name}"
+    file = context.folder.file("trajectories") / f"{stage.name}-{key[:12]}.jsonl"
+    if context.folder.is_done(name, key):
+        written = write_answers(
+            context.teacher, tokenizer, fitting, spec, file=file, seed=context.recipe.seed, progress=context.progress
+        )
+    else:
+        with context.stage(name, key, f"the teacher answers {len(fitting)} prompts") as facts:
+            written = write_answers(
+                context.teacher,
+                tokenizer,
+                fitting,
+                spec,
+                file=file,
+                seed=context.recipe.seed,
+                progress=context.progress,
+            )
+            facts["tokens"] = sum(len(item.answer_ids) for item in written)
+            facts["unfinished"] = sum(not item.finished for item in written)
+    # An answer that the length limit cut is trained on as far as it goes: it holds no false end.
+    rows = [(item.prompt_ids, item.answer_ids) for item in written if item.answer_ids]
+    return build_dataset_from_ids(
+        rows, tokenizer, context.recipe.data, seed=context.recipe.seed, report=report, progress=context.progress
+    )
+
+
+def write_data_report(
+    context: Context, train: Mapping[str, DataReport], heldout: Mapping[str, DataReport], sources: Sources
+) -> None:
+    """data.json: counts, and what the training text shares with the held-out ones."""
+    trained_on = [document for documents in sources.train.values() for document in documents]
+    value: dict[str, Any] = {
+        "train": {name: report.model_dump(mode="json") for name, report in train.items()},
+        "evaluation": {name: report.model_dump(mode="json") for name, report in heldout.items()},
+        "contamination": {name: contamination(trained_on, documents) for name, documents in sources.heldout.items()},
+    }
+    write_json(context.folder.file("data.json"), value)
+    for name, found in value["contamination"].items():
+        exact = found.get("exact", 0) if isinstance(found, dict) else 0
+        if exact:
+            context.warn(f"held-out {name}: {exact} rows stand in the training text too; its scores flatter")
+
+
+def dataset_key(dataset: Dataset) -> str:
+    """Fingerprint of a data set's content."""
+    return fingerprint(dataset)
+
+
+def _read(context: Context, source: SourceSpec) -> tuple[list[Document], DataReport]:
+    return load_documents(
+        source,
+        seed=context.recipe.seed,
+        on_bad_rows=context.recipe.data.on_bad_rows,
+        progress=context.progress,
+    )
+
+
+def _keep(dataset: Dataset, folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with write_folder(folder) as temporary:
+        dataset.save_to_disk(str(temporary))
+
+
+def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    description = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return fingerprint_of(description, tokenizer.chat_template)

@@ -1,0 +1,73 @@
+"""Evaluating what a run made, beside its teacher and its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Dataset
+from torch import Tensor
+
+from lmdistill.data import fingerprint, token_counts
+from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
+from lmdistill.io import read_json, write_json
+from lmdistill.models import load_model
+from lmdistill.recipe import ModelSpec
+from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.stages.context import Context
+from lmdistill.stages.student import Student
+from lmdistill.stages.train import Trained
+
+STAGE = "evaluate"
+
+
+def judge(
+    context: Context,
+    student: Student,
+    results: Mapping[Role, Trained],
+    texts: Mapping[str, Dataset],
+    train: Dataset,
+) -> tuple[Evaluation, bool]:
+    """Score the teacher and every result on the held-out texts.
+
+    Returns the evaluation and whether it was there already.
+    """
+    recipe = context.recipe
+    key = fingerprint_of(
+        {role: result.fingerprint for role, result in results.items()},
+        {name: fingerprint(dataset) for name, dataset in texts.items()},
+        recipe.evaluation.model_dump(mode="json"),
+        recipe.teacher.model_dump(mode="json"),
+        recipe.seed,
+    )
+    file = context.folder.file("evaluation.json")
+    if context.folder.is_done(STAGE, key) and file.is_file():
+        return Evaluation.model_validate(read_json(file)), True
+    with context.stage(STAGE, key, "against the teacher and the baselines") as facts:
+        subjects = [_teacher(context)]
+        for role, result in results.items():
+            subjects.append(_subject(context, role, result.folder, student.kept_ids))
+        evaluation = evaluate(
+            subjects,
+            student.tokenizer,
+            dict(texts),
+            recipe.evaluation,
+            training_counts_V=token_counts(train, len(student.tokenizer)),
+            seed=recipe.seed,
+            progress=context.progress,
+        )
+        write_json(file, evaluation.model_dump(mode="json"))
+        facts["tokens"] = sum(scores.tokens for model in evaluation.models for scores in model.texts.values())
+    return evaluation, False
+
+
+def _teacher(context: Context) -> Subject:
+    path = Path(context.recipe.teacher.model)
+    folder = path if path.is_dir() and context.recipe.teacher.gguf_file is None else None
+    return Subject(role="teacher", label="teacher", model=context.teacher, folder=folder, kept_ids=None)
+
+
+def _subject(context: Context, role: Role, folder: Path, kept_ids: Tensor | None) -> Subject:
+    labels = {"student": "student", "none": "student, not trained", "sft": "student, fine-tuned without the teacher"}
+    model = load_model(ModelSpec(model=str(folder)), dtype=context.fast_dtype, device=context.device)
+    return Subject(role=role, label=labels[role], model=model, folder=folder, kept_ids=kept_ids)

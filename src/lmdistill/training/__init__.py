@@ -1,0 +1,1 @@
+"""Training: one thin subclass of `transformers.Trainer`, and what it is given."""

@@ -1,0 +1,156 @@
+"""From a batch to a loss: the student's and the teacher's hidden states, compared by the loss engine.
+
+Shape legend: B batch, L length, N = B * L positions, H student hidden, K teacher hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lmdistill.models import OutputHead, last_hidden, output_head
+from lmdistill.objectives import Divergence, distillation_loss, find_divergence
+from lmdistill.objectives.hints import cosine_distance
+from lmdistill.recipe import ObjectiveSpec
+from lmdistill.signals import HiddenSignal
+
+IGNORED = -100
+
+
+class LiveTeacher:
+    """A teacher in this process, asked batch by batch."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary_size: int, kept_ids: Tensor | None = None) -> None:
+        """`kept_ids` maps the ids of a student with a trimmed vocabulary to the teacher's."""
+        self.model = model.eval().requires_grad_(False)
+        self.kept_ids = kept_ids
+        head = output_head(model, None if kept_ids is not None else vocabulary_size)
+        self.head = head if kept_ids is None else _restricted(head, kept_ids)
+
+    @torch.no_grad()
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden states of a batch of the student's ids, (B, L, K)."""
+        if self.kept_ids is not None:
+            batch = {**batch, "input_ids": self.kept_ids[batch["input_ids"]]}
+        return last_hidden(self.model, batch)
+
+    def signal(self, hidden_NK: Tensor) -> HiddenSignal:
+        """The exact distribution at these positions."""
+        return HiddenSignal(
+            hidden_NK,
+            self.head.weight_VH,
+            bias=self.head.bias_V,
+            logit_scale=self.head.logit_scale,
+            softcap=self.head.softcap,
+        )
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of one micro-batch and its parts, all divided by the tokens of the whole accumulated batch."""
+
+    loss: Tensor
+    divergence: Tensor
+    cross_entropy: Tensor
+    hidden_cosine: Tensor
+    token_loss_BL: Tensor
+    """What each position added before division, 0 where masked."""
+
+
+class Objective:
+    """The weighted sum of terms that an `ObjectiveSpec` describes."""
+
+    def __init__(
+        self,
+        spec: ObjectiveSpec,
+        *,
+        teacher: LiveTeacher | None,
+        vocabulary_size: int,
+        compute_dtype: torch.dtype | None = None,
+        compiled: bool = True,
+    ) -> None:
+        """`vocabulary_size` is the number of real ids; `compute_dtype` the precision of the head's products.
+
+        Raises ValueError where the terms need a teacher and none is given.
+        """
+        if spec.needs_teacher and teacher is None:
+            raise ValueError("this objective compares with a teacher, but none was given")
+        self.spec = spec
+        self.teacher = teacher if spec.needs_teacher else None
+        self.divergence: Divergence = find_divergence(spec.divergence.kind, **spec.divergence.parameters)
+        self.vocabulary_size = vocabulary_size
+        self.compute_dtype = compute_dtype
+        self.compiled = compiled
+
+    def __call__(
+        self, model: nn.Module, bare_model: PreTrainedModel, batch: Mapping[str, Any], num_items: Tensor | float | None
+    ) -> StepLoss:
+        """The loss of one micro-batch.
+
+        `model` is called (wrapped for several devices or not), `bare_model` is the student inside it.
+        """
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
+        hidden_BLH = last_hidden(model, inputs)
+        hidden_NH = hidden_BLH.flatten(0, 1)
+        labels_N = next_labels(batch["labels"]).flatten()
+        mask_N = labels_N != IGNORED
+        teacher_NK = self.teacher.hidden(inputs).flatten(0, 1) if self.teacher is not None else None
+        head = output_head(bare_model, self.vocabulary_size)
+        term = self.spec.divergence
+        has_divergence = term.weight > 0 and self.teacher is not None and teacher_NK is not None
+        parts = None
+        if has_divergence or self.spec.cross_entropy.weight > 0:
+            parts = distillation_loss(
+                hidden_NH,
+                head.weight_VH,
+                self.teacher.signal(teacher_NK) if has_divergence and self.teacher and teacher_NK is not None else None,
+                self.divergence,
+                divergence_weight=term.weight,
+                labels_N=labels_N.clamp_min(0),
+                label_weight=self.spec.cross_entropy.weight,
+                mask_N=mask_N,
+                num_items=num_items,
+                temperature=term.temperature,
+                temperature_squared=term.temperature_squared,
+                student_bias=head.bias_V,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
+                compute_dtype=self.compute_dtype,
+                compiled=self.compiled,
+            )
+        zero = hidden_NH.new_zeros((), dtype=torch.float32)
+        cosine = zero
+        if self.spec.hidden_cosine.weight > 0 and teacher_NK is not None:
+            cosine = cosine_distance(hidden_NH, teacher_NK, mask_N, num_items)
+        loss = (parts.loss if parts is not None else zero) + self.spec.hidden_cosine.weight * cosine
+        return StepLoss(
+            loss=loss,
+            divergence=parts.divergence if parts is not None else zero,
+            cross_entropy=parts.cross_entropy if parts is not None else zero,
+            hidden_cosine=cosine.detach(),
+            token_loss_BL=(parts.token_loss_N if parts is not None else zero.expand(len(hidden_NH))).view(
+                hidden_BLH.shape[:2]
+            ),
+        )
+
+
+def next_labels(labels_BL: Tensor) -> Tensor:
+    """The label that each position predicts: the next one; the last predicts none."""
+    return F.pad(labels_BL[:, 1:], (0, 1), value=IGNORED)
+
+
+def _restricted(head: OutputHead, kept_ids: Tensor) -> OutputHead:
+    """The head's rows of the kept ids only; the distribution is then renormalised over them."""
+    return OutputHead(
+        weight_VH=head.weight_VH[kept_ids],
+        bias_V=None if head.bias_V is None else head.bias_V[kept_ids],
+        logit_scale=head.logit_scale,
+        softcap=head.softcap,
+        vocabulary_size=len(kept_ids),
+    )

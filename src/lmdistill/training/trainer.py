@@ -1,0 +1,115 @@
+"""The one Trainer: `transformers.Trainer` with another way from a batch to a loss.
+
+FSDP2, DeepSpeed, mixed precision, accumulation, schedules, callbacks and trackers are accelerate's and the Trainer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lmdistill.errors import NonFiniteLoss
+from lmdistill.training.ledger import LossLedger
+from lmdistill.training.objective import Objective, StepLoss
+
+
+class DistillTrainer(Trainer):  # type: ignore[misc]
+    """Trains a student by an `Objective`; supervised fine-tuning is the objective without a teacher.
+
+    Batches hold `input_ids`, `labels` (not shifted, -100 where nothing is trained) and `position_ids`, and under
+    `row_ids` the names of the samples of each row, by which errors speak of them.
+    """
+
+    # The loss is divided by the tokens of the whole accumulated batch, so the Trainer must not divide it again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective,
+        heldout_scores: Callable[[nn.Module], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`heldout_scores` measures the student for `eval_strategy`; the rest is the Trainer's."""
+        super().__init__(*args, **kwargs)
+        self.objective = objective
+        self.heldout_scores = heldout_scores
+        # The Trainer infers these two from the model's signature; ours holds for every causal model: the number of
+        # trained tokens of the accumulated batch is wanted, counted over the shifted labels.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = True
+        self.ledger = LossLedger()
+        self.callback_handler.callbacks.insert(0, self.ledger)
+        self.add_callback(FiniteGradients())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss of one micro-batch. Raises NonFiniteLoss before anything is updated."""
+        bare = extract_model_from_parallel(model)
+        step = self.objective(model, bare, inputs, num_items_in_batch)
+        self._refuse_non_finite(step, inputs)
+        self.ledger.add(
+            loss=step.loss,
+            divergence=step.divergence,
+            cross_entropy=step.cross_entropy,
+            hidden_cosine=step.hidden_cosine,
+        )
+        loss = step.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # Gradients are averaged over ranks, but the divisor counts the tokens of all of them.
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out scores in place of the Trainer's evaluation loop."""
+        if self.heldout_scores is None:
+            return {}
+        scores = self.heldout_scores(extract_model_from_parallel(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _refuse_non_finite(self, step: StepLoss, inputs: Mapping[str, Any]) -> None:
+        if torch.isfinite(step.loss):
+            return
+        bad_B = (~torch.isfinite(step.token_loss_BL)).any(-1)
+        rows = inputs.get("row_ids") or [[f"row {index}"] for index in range(len(bad_B))]
+        names = [name for row, bad in zip(rows, bad_B.tolist(), strict=True) if bad for name in row]
+        shown = ", ".join(map(str, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise NonFiniteLoss(
+            f"step {self.state.global_step + 1}: the loss is {float(step.loss)}; the step was not taken and the last "
+            f"checkpoint is intact. Samples: {shown or 'none alone'}. Look at them, lower training.learning_rate "
+            f"(now {self.args.learning_rate}), or train in float32"
+        )
+
+
+class FiniteGradients(TrainerCallback):  # type: ignore[misc]
+    """Stops before an optimiser step whose gradient is NaN or infinite."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raises NonFiniteLoss naming the step."""
+        model = kwargs["model"]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            names = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            raise NonFiniteLoss(
+                f"step {state.global_step + 1}: the gradient of {len(names)} parameters is not finite (first: "
+                f"{names[0] if names else 'their norm alone'}); the step was not taken and the last checkpoint is "
+                f"intact. Lower training.learning_rate (now {args.learning_rate}) or set training.max_grad_norm"
+            )

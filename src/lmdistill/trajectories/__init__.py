@@ -1,0 +1,1 @@
+"""Whose text is trained on."""
