@@ -114,7 +114,7 @@ def teacher_dataset(
     if not fitting:
         raise DataError(
             f"stage {stage.name}: none of {len(prompts)} prompts leaves room for {spec.max_new_tokens} new tokens in "
-            f"data.max_length = {context.recipe.data.max_length}; raise it or lower trajectories.generation.max_new_tokens"
+            f"data.max_length = {context.recipe.data.max_length}; raise it or lower generation.max_new_tokens"
         )
     if len(fitting) < len(prompts):
         context.warn(

