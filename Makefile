@@ -37,14 +37,14 @@ docs: $(STAMP)  ## generate the reference pages from the code
 	$(BIN)/python tools/make_docs.py
 
 bench-env:  ## an environment of its own for the peers that the benchmarks measure against
-	@bash benchmarks/environment.sh
+	@bash benchmarks/make_env.sh
 
 benchmark: bench-env  ## the figures of docs/performance.md
-	.venv-benchmark/bin/python benchmarks/loss.py
-	.venv-benchmark/bin/python benchmarks/step.py
+	.venv-trl/bin/python benchmarks/loss.py
+	.venv-trl/bin/python benchmarks/step.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-benchmark build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 check-python:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "missing: $(PYTHON) is not on the PATH; install Python 3.11 or newer, or run make PYTHON=/path/to/python3"; exit 2; }
