@@ -1,0 +1,388 @@
+"""Read a source of data into documents: JSONL, Parquet and text files, folders of them, data sets of `datasets`.
+
+What a source may be (`SourceSpec.path`):
+
+- `*.jsonl`, `*.ndjson`, `*.json`: one JSON object a line; a BOM, CRLF and blank lines are accepted;
+- `*.parquet`: one row a document;
+- `*.txt`, `*.md`: each paragraph (block of lines between blank lines) is a document;
+- a folder saved by `Dataset.save_to_disk`;
+- any other folder: all JSONL and Parquet files below it in the order of their names; if there are none, all text
+  files, each of which is **one** document (hidden files are left out);
+- `package:NAME/path`: any of these inside an installed Python package;
+- otherwise the name of a data set on the Hugging Face hub (the only case that uses the network).
+
+Nothing depends on Python's hash seed, the locale or the order in which a file system lists names.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from lmdistill.data.documents import BadRow, DataReport, Document, EmptyRow, detect_format, to_document
+from lmdistill.errors import DataError, LmdistillError
+from lmdistill.progress import Progress
+from lmdistill.recipe import SourceSpec
+
+LINE_LIMIT = 16 * 2**20
+"""Longest line of a JSONL file and longest text document, in bytes."""
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIXES = (".txt", ".md")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a reader found at one place: a mapping of columns, or the reason why there is none."""
+
+    origin: str
+    row: dict[str, Any] | None
+    problem: str = ""
+
+
+def load_documents(
+    source: SourceSpec, *, seed: int, on_bad_rows: Literal["stop", "skip"], progress: Progress
+) -> tuple[list[Document], DataReport]:
+    """Read a source, drop duplicates, take its part and its limit.
+
+    Rows keep their order unless `limit` is given: then they come in an order shuffled by the seed. Raises DataError
+    for a source that cannot be read, for the first bad row (`on_bad_rows="stop"`), and when nothing is left.
+    """
+    report = DataReport(sources=[source.path])
+    documents: list[Document] = []
+    with progress.task(f"reading {source.path}", unit="rows") as task:
+        try:
+            for document in _documents(source, report, on_bad_rows, progress):
+                documents.append(document)
+                task.advance()
+        except OSError as error:
+            raise DataError(f"{error.filename or source.path}: cannot be read ({error.strerror or error})") from error
+    documents = _choose(documents, source, seed, report)
+    if not documents:
+        raise DataError(f"{source.path}: nothing to read; {report.explain()}. {_advice(source, report)}")
+    if report.bad:
+        share = report.bad / report.rows_read
+        tell = progress.warn if share > 0.01 else progress.note
+        tell(f"{source.path}: {report.bad} of {report.rows_read} rows are bad and skipped; {report.explain()}")
+    return documents, report
+
+
+def _advice(source: SourceSpec, report: DataReport) -> str:
+    if report.rows_read == 0:
+        return "Is this the right file?"
+    if report.other_part:
+        return f"Raise heldout_share (now {source.heldout_share}) or take part: all"
+    return "Repair the rows, or name the right columns in the source's `fields`"
+
+
+def _documents(
+    source: SourceSpec, report: DataReport, on_bad_rows: Literal["stop", "skip"], progress: Progress
+) -> Iterator[Document]:
+    """Good rows as documents; bad ones are counted or raised."""
+    for file_rows in _open_source(source, progress):
+        kind, has_response = None, False
+        for found in file_rows:
+            report.rows_read += 1
+            try:
+                if found.row is None:
+                    raise BadRow(found.problem)
+                if kind is None:
+                    kind = detect_format(found.row, source.fields, source.format, found.origin)
+                    has_response = source.fields.response in found.row
+                yield to_document(found.row, kind, source.fields, found.origin, has_response)
+            except EmptyRow:
+                report.empty += 1
+            except BadRow as problem:
+                if on_bad_rows == "stop":
+                    raise DataError(
+                        f"{found.origin}: {problem}. Repair this row, or set data.on_bad_rows: skip to leave such rows "
+                        "out and count them"
+                    ) from None
+                report.add_bad(found.origin, str(problem))
+
+
+def _choose(documents: list[Document], source: SourceSpec, seed: int, report: DataReport) -> list[Document]:
+    """Apply `unique`, `part` and `limit`."""
+    if source.unique:
+        first = {document.normal_id: document for document in reversed(documents)}
+        kept = [document for document in documents if first[document.normal_id] is document]
+        report.duplicates, documents = len(documents) - len(kept), kept
+    if source.part != "all":
+        heldout = source.part == "heldout"
+        kept = [document for document in documents if is_heldout(document, source.heldout_share) == heldout]
+        report.other_part, documents = len(documents) - len(kept), kept
+    if source.limit is not None:
+        kept = shuffled(documents, seed, "limit")[: source.limit]
+        report.beyond_limit, documents = len(documents) - len(kept), kept
+    report.documents = len(documents)
+    return documents
+
+
+def is_heldout(document: Document, share: float) -> bool:
+    """Whether a document falls on the held-out side: a function of its content alone, so that equal texts stay
+    together in whatever file, order or run they occur."""
+    draw = hashlib.sha256(f"heldout:{document.normal_id}".encode()).digest()
+    return int.from_bytes(draw[:8], "big") < share * 2**64
+
+
+def shuffled(documents: Sequence[Document], seed: int, purpose: str) -> list[Document]:
+    """Documents in an order that depends on seed, purpose and content alone.
+
+    Sorting by a hash (instead of shuffling positions) keeps the order of all others when a row is added or removed,
+    and makes a smaller `limit` a beginning of a larger one.
+    """
+    prefix = f"{purpose}:{seed}:".encode()
+    keys = [hashlib.sha256(prefix + document.id.encode()).digest() for document in documents]
+    order = sorted(range(len(documents)), key=lambda index: (keys[index], index))
+    return [documents[index] for index in order]
+
+
+# --- Where rows come from -------------------------------------------------------------------------------------------
+
+
+def _open_source(source: SourceSpec, progress: Progress) -> Iterator[Iterator[_Row]]:
+    """An iterator of rows for each file of a source."""
+    text = source.path
+    if text.startswith("package:"):
+        from lmdistill.models import resolve_path  # lazily: it imports transformers, which plain files do not need
+
+        text = resolve_path(text)
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            yield from _read_folder(path, source, progress)
+        elif path.is_file():
+            yield _read_file(path, source)
+        elif _looks_like_a_file(text):
+            raise DataError(f"{text}: no such file or folder (working folder {Path.cwd()})")
+        else:
+            yield _read_hub(text, source)
+    except (OSError, ValueError) as error:
+        if isinstance(error, LmdistillError):
+            raise
+        raise DataError(f"{text}: cannot be read ({error})") from error
+
+
+def _looks_like_a_file(text: str) -> bool:
+    known = Path(text).suffix.lower() in (*JSON_SUFFIXES, *TEXT_SUFFIXES, ".parquet")
+    return known or not _HUB_NAME.fullmatch(text)
+
+
+def _read_file(path: Path, source: SourceSpec) -> Iterator[_Row]:
+    suffix, name = path.suffix.lower(), str(path)
+    if suffix in JSON_SUFFIXES:
+        return _read_jsonl(path, name)
+    if suffix == ".parquet":
+        return _read_parquet(path, name)
+    if suffix in TEXT_SUFFIXES:
+        return _read_paragraphs(path, name, source.fields.text)
+    known = ", ".join((*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES))
+    raise DataError(f"{path}: files ending in {suffix or 'nothing'!r} are not known; known are {known}")
+
+
+def _read_folder(folder: Path, source: SourceSpec, progress: Progress) -> Iterator[Iterator[_Row]]:
+    if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+        yield _read_saved(folder, source)
+        return
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    # as_posix, not Path: Windows would compare names without case and give another order
+    files.sort(key=lambda path: path.relative_to(folder).as_posix())
+    tables = [path for path in files if path.suffix.lower() in (*JSON_SUFFIXES, ".parquet")]
+    texts = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
+    if not tables and not texts:
+        raise DataError(f"{folder}: no JSONL, Parquet or text file in this folder ({len(files)} other files)")
+    if tables and texts:
+        progress.note(f"{folder}: {len(texts)} text files beside {len(tables)} tables are left out (a README?)")
+    for path in tables:
+        yield _read_file(path, source)
+    if not tables:
+        yield _read_whole_texts(texts, source.fields.text)
+
+
+# --- JSONL ----------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, name: str) -> Iterator[_Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if number == 1 and line is not None:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line is not None and not line.strip():
+                continue
+            origin = f"{name}:{number}"
+            try:
+                yield _Row(origin, parse_json_line(line))
+            except BadRow as problem:
+                yield _Row(origin, None, str(problem))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Lines of a file; None for one above LINE_LIMIT, of which no more than that is ever held."""
+    while line := file.readline(LINE_LIMIT + 1):
+        if len(line) <= LINE_LIMIT:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(2**20)
+        yield None
+
+
+def parse_json_line(line: bytes | None) -> dict[str, Any]:
+    """One JSON object, strictly: no duplicate keys, no NaN or infinities, nothing after it. Raises BadRow."""
+    if line is None:
+        raise BadRow(f"longer than {LINE_LIMIT} bytes; split it")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8 (byte {error.start + 1}: 0x{line[error.start]:02x})") from None
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise BadRow(f"more than one JSON value (the second at column {error.colno})") from None
+        raise BadRow(f"not valid JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise BadRow("nested too deeply") from None
+    except ValueError as error:  # integers of more than 4300 digits
+        raise BadRow(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        hint = "; write one object a line (jq -c '.[]' file.json > file.jsonl)" if isinstance(value, list) else ""
+        raise BadRow(f"a JSON {type(value).__name__}, not an object{hint}")
+    return value
+
+
+def _no_constants(text: str) -> Any:
+    raise BadRow(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise BadRow(f"the number {text[:20]} is too large")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadRow(f"duplicate key {twice!r}")
+    return result
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constants, parse_float=_finite, object_pairs_hook=_no_duplicates)
+
+
+# --- Text -----------------------------------------------------------------------------------------------------------
+
+
+def _read_paragraphs(path: Path, name: str, column: str) -> Iterator[_Row]:
+    """Blocks of lines between blank lines; a block's origin is its first line."""
+    block: list[bytes] = []
+    size, start = 0, 1
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if number == 1 and line is not None:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line is None or line.strip():
+                start = start if size else number
+                size += len(line) if line is not None else LINE_LIMIT + 1
+                if line is not None and size <= LINE_LIMIT:
+                    block.append(line)
+            elif size:
+                yield _text_row(f"{name}:{start}", block, size, column)
+                block, size = [], 0
+    if size:
+        yield _text_row(f"{name}:{start}", block, size, column)
+
+
+def _read_whole_texts(paths: Sequence[Path], column: str) -> Iterator[_Row]:
+    """Each file as one document."""
+    for path in paths:
+        with path.open("rb") as file:
+            data = file.read(LINE_LIMIT + 1)
+        yield _text_row(f"{path}:1", [data.removeprefix(codecs.BOM_UTF8)], len(data), column)
+
+
+def _text_row(origin: str, block: Sequence[bytes], size: int, column: str) -> _Row:
+    if size > LINE_LIMIT:
+        return _Row(origin, None, f"a text longer than {LINE_LIMIT} bytes; split it")
+    data = b"".join(block)
+    if b"\0" in data:
+        return _Row(origin, None, "holds a NUL byte: binary data, not text")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _Row(origin, None, f"not UTF-8 (byte {error.start + 1}: 0x{data[error.start]:02x})")
+    return _Row(origin, {column: text.replace("\r\n", "\n").strip("\n")})
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _Row(f"{name}:{number}", row)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, LmdistillError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path}: expected a whole Parquet file of {path.stat().st_size} bytes, but reading failed after row "
+            f"{number}: {reason}. Copy or write the file again"
+        ) from error
+
+
+def _read_saved(folder: Path, source: SourceSpec) -> Iterator[_Row]:
+    """A folder saved by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever a damaged folder makes the library raise
+        raise DataError(f"{folder}: not a whole data set folder ({error}); save it again with save_to_disk") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if source.split not in loaded:
+            raise DataError(f"{folder}: no split {source.split!r}; it has {', '.join(loaded)}. Set the source's split")
+        loaded = loaded[source.split]
+    yield from _dataset_rows(loaded, str(folder))
+
+
+def _read_hub(name: str, source: SourceSpec) -> Iterator[_Row]:
+    """A data set on the Hugging Face hub; the library runs no code of the data set's (datasets >= 4)."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, source.subset, split=source.split)
+    except Exception as error:  # network, names, splits, formats: the library raises a dozen kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name}: no such file or folder here, and as a Hugging Face data set it cannot be loaded: {reason}"
+        ) from error
+    yield from _dataset_rows(loaded, name)
+
+
+def _dataset_rows(loaded: Any, name: str) -> Iterator[_Row]:
+    for number, row in enumerate(loaded, start=1):
+        yield _Row(f"{name}:{number}", dict(row))
