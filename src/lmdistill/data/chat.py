@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from lmdistill.data.documents import Document
 from lmdistill.data.encode import CLOSE, OPEN, Encoder, Encoding
-from lmdistill.errors import DataError
+from lmdistill.errors import DataError, ModelError
 from lmdistill.recipe import GenerationSpec
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ Message = dict[str, str]
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedRow:
     """One document as ids. `trained_L` marks the tokens that the student learns to write."""
 
@@ -81,8 +81,7 @@ class RowEncoder:
         self.tokenizer = tokenizer
         eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self.tail_ids = (self.encoder.tail_ids or eos) if add_eos else []
-        template = getattr(tokenizer, "chat_template", None)
-        self.template = _fixed_date(tokenizer.get_chat_template()) if template else None
+        self.template = _template(tokenizer)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedRow]:
         """Encode documents, in order. Raises DataError with the origin of a row that the template cannot take."""
@@ -209,9 +208,10 @@ class RowEncoder:
             return start
         if begin is None:
             raise _unfit(document, f"rewrites message {len(asked) + 1}")
-        # A template without a generation prompt still writes a header before the answer; white space before the
-        # content belongs to the answer, because tokens such as "▁Yes" begin with it.
-        if header == plain and full[start:begin].strip():
+        # A template without a generation prompt, or with one that it does not repeat, still writes a header before the
+        # answer; white space before the content belongs to the answer, because tokens such as "▁Yes" begin with it.
+        between = full[start:begin]
+        if self.encoder.has_control(between) or (header == plain and between.strip()):
             return begin
         return min(start, begin)
 
@@ -250,13 +250,14 @@ class RowEncoder:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         names: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        render: Any = render_jinja_template  # annotated as returning a string, which it never does
         try:
-            rendered, spans = render_jinja_template(
+            rendered, spans = render(
                 [messages], chat_template=self.template, return_assistant_tokens_mask=True, **names
             )
         except Exception as error:
             raise _refused(document, error) from error
-        return rendered[0], [(int(start), int(end)) for start, end in spans[0]]
+        return str(rendered[0]), [(int(start), int(end)) for start, end in spans[0]]
 
 
 def prompts_of(
@@ -293,6 +294,16 @@ def _unfit(document: Document, what: str) -> DataError:
 def _refused(document: Document, error: Exception) -> DataError:
     reason = str(error) or type(error).__name__
     return DataError(f"{document.origin}: the chat template does not take this conversation: {reason}")
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's chat template, or None."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return _fixed_date(tokenizer.get_chat_template())
+    except ValueError as error:  # several named templates, none of them the default
+        raise ModelError(f"the tokenizer has chat templates, but no default one: {error}") from error
 
 
 def _fixed_date(template: str) -> str:

@@ -59,8 +59,10 @@ def contamination(train_docs: Sequence[Document], heldout_docs: Sequence[Documen
     train_exact = {document.normal_id: document.origin for document in reversed(train_docs)}
     copies = [document for document in heldout_docs if document.normal_id in train_exact]
     vocabulary: dict[str, int] = {}
-    heldout_words = [_words(document, vocabulary) for document in heldout_docs]
-    heldout_runs = [_run_hashes(words) for words in heldout_words]
+    heldout_runs = [
+        _run_hashes([vocabulary.setdefault(word, len(vocabulary) + 1) for word in _words(document)])
+        for document in heldout_docs
+    ]
     wanted = np.unique(np.concatenate([*heldout_runs, np.empty(0, np.uint64)]))
     found_at = _find(train_docs, vocabulary, wanted)
     shared_total, overlapping = 0, 0
@@ -73,7 +75,7 @@ def contamination(train_docs: Sequence[Document], heldout_docs: Sequence[Documen
             overlapping += 1
             if document.normal_id not in train_exact and len(examples) < _EXAMPLES_SHOWN:
                 at = int(hits[0])
-                words = _WORD.findall(document.plain)[at : at + NGRAM]
+                words = _words(document)[at : at + NGRAM]
                 origin = train_docs[int(sources[at])].origin
                 examples.append(Overlap(heldout=document.origin, train=origin, shared=" ".join(words)))
     return Contamination(
@@ -92,22 +94,20 @@ def contamination(train_docs: Sequence[Document], heldout_docs: Sequence[Documen
     )
 
 
-def _words(document: Document, vocabulary: dict[str, int]) -> NDArray[np.uint64]:
-    """A document's words as numbers; new words get the next one."""
-    words = _WORD.findall(document.plain.casefold())
-    return np.array([vocabulary.setdefault(word, len(vocabulary) + 1) for word in words], dtype=np.uint64)
+def _words(document: Document) -> list[str]:
+    return _WORD.findall(document.plain.casefold())
 
 
-def _run_hashes(words_L: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A 64-bit hash of every run of NGRAM words.
+def _run_hashes(words: Sequence[int]) -> NDArray[np.uint64]:
+    """A 64-bit hash of every run of NGRAM words, which come as numbers.
 
     Words are spread by a fixed odd factor and a shift, then summed with one fixed odd factor for each place, modulo
     2^64. Two different runs among ten million collide with a chance of about 10^-5.
     """
-    count = len(words_L) - NGRAM + 1
+    count = len(words) - NGRAM + 1
     if count <= 0:
         return np.empty(0, np.uint64)
-    spread_L = words_L * np.uint64(0x9E3779B97F4A7C15)
+    spread_L = np.array(words, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     spread_L ^= spread_L >> np.uint64(29)
     total = np.zeros(count, np.uint64)
     for place in range(NGRAM):
@@ -126,7 +126,8 @@ def _find(train_docs: Sequence[Document], vocabulary: dict[str, int], wanted: ND
     if not len(wanted):
         return found_at
     for number, document in enumerate(train_docs):
-        runs = _run_hashes(_words(document, vocabulary))
+        # 0 for words that no held-out document has: no run with one can match
+        runs = _run_hashes([vocabulary.get(word, 0) for word in _words(document)])
         at = np.searchsorted(wanted, runs)
         at = at[(at < len(wanted)) & (wanted[np.minimum(at, len(wanted) - 1)] == runs)]
         new = at[found_at[at] < 0]

@@ -27,10 +27,14 @@ RESERVED_BRACKETS = ("\ufdd0", "\ufdd1")
 """Unicode noncharacters that `lmdistill.data.encode` spells control tokens with; no valid text holds them."""
 
 _EXAMPLES_SHOWN = 5
+_REASON_LIMIT = 300
 
 
 class BadRow(Exception):
-    """A row cannot become a document; the text is the reason."""
+    """A row cannot become a document; the text is the reason, shortened where it quotes the row at length."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason if len(reason) <= _REASON_LIMIT else reason[:_REASON_LIMIT] + "…")
 
 
 class EmptyRow(BadRow):
@@ -106,7 +110,8 @@ class BadExample(BaseModel):
 class DataReport(BaseModel):
     """What became of a source's rows; the numbers add up at each step."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # validated on assignment: a report that is read back from JSON field by field must hold records, not mappings
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_assignment=True)
 
     sources: list[str] = Field(default_factory=list)
     """Paths as the recipe names them."""
@@ -209,10 +214,11 @@ def detect_format(row: Mapping[str, Any], names: FieldNames, wanted: str, place:
     if fitting:
         return next((name for name in fitting if name in _named_formats(names)), fitting[0])
     needed = " or ".join(repr(columns[name]) for name in allowed)
-    found = ", ".join(map(str, row)) or "none"
+    shown = [repr(str(column)[:40]) for column in list(row)[:20]]
+    found = ", ".join(shown) + (f" and {len(row) - 20} more" if len(row) > 20 else "") if shown else "none"
     raise DataError(
         f"{place}: no column {needed}; the columns here are: {found}. Name the right one in the source's `fields`, "
-        f"for example fields: {{text: {next(iter(row), 'passage')}}}"
+        "for example fields: {text: passage}"
     )
 
 

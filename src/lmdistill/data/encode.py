@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OPEN, CLOSE = RESERVED_BRACKETS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoding:
     """Ids of a text, and the characters [start, end) from which each token was made."""
 
@@ -99,6 +99,10 @@ class Encoder:
         match = self._marker.match(rendered, position) if self._marker else None
         return match.end() if match else position
 
+    def has_control(self, rendered: str) -> bool:
+        """Whether a control string stands in a text."""
+        return self._controls is not None and self._controls.search(rendered) is not None
+
     def ends_with_control(self, rendered: str) -> bool:
         """Whether a control string ends a text, white space after it allowed."""
         return self._last_control is not None and self._last_control.search(rendered) is not None
@@ -155,6 +159,8 @@ def _with_spellings(backend: Any, spellings: dict[str, str]) -> Any:
 def _added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Ids that the tokenizer puts before and after a plain text by itself (Llama and Gemma: the BOS token)."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    if not bare:
+        raise ModelError("this tokenizer encodes 'a' as nothing, so it cannot encode text; is it the model's own?")
     full = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:

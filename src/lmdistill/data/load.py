@@ -6,8 +6,9 @@ What a source may be (`SourceSpec.path`):
 - `*.parquet`: one row a document;
 - `*.txt`, `*.md`: each paragraph (block of lines between blank lines) is a document;
 - a folder saved by `Dataset.save_to_disk`;
-- any other folder: all JSONL and Parquet files below it in the order of their names; if there are none, all text
-  files, each of which is **one** document (hidden files are left out);
+- any other folder, hidden files left out, in the order of names: all `*.jsonl`, `*.ndjson` and `*.parquet` files
+  below it; if there are none, all `*.json` files; if there are none, all text files, each of which is then **one**
+  document (so a README.md or a dataset_infos.json beside the data is not taken for data);
 - `package:NAME/path`: any of these inside an installed Python package;
 - otherwise the name of a data set on the Hugging Face hub (the only case that uses the network).
 
@@ -21,6 +22,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,7 @@ def _advice(source: SourceSpec, report: DataReport) -> str:
     if report.rows_read == 0:
         return "Is this the right file?"
     if report.other_part:
-        return f"Raise heldout_share (now {source.heldout_share}) or take part: all"
+        return f"Change heldout_share (now {source.heldout_share}), or take part: all"
     return "Repair the rows, or name the right columns in the source's `fields`"
 
 
@@ -156,19 +158,14 @@ def _open_source(source: SourceSpec, progress: Progress) -> Iterator[Iterator[_R
 
         text = resolve_path(text)
     path = Path(text).expanduser()
-    try:
-        if path.is_dir():
-            yield from _read_folder(path, source, progress)
-        elif path.is_file():
-            yield _read_file(path, source)
-        elif _looks_like_a_file(text):
-            raise DataError(f"{text}: no such file or folder (working folder {Path.cwd()})")
-        else:
-            yield _read_hub(text, source)
-    except (OSError, ValueError) as error:
-        if isinstance(error, LmdistillError):
-            raise
-        raise DataError(f"{text}: cannot be read ({error})") from error
+    if path.is_dir():
+        yield from _read_folder(path, source, progress)
+    elif path.is_file():
+        yield _read_file(path, _printable(source.path), source)
+    elif _looks_like_a_file(text):
+        raise DataError(f"{text}: no such file or folder (working folder {Path.cwd()})")
+    else:
+        yield _read_hub(text, source)
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -176,12 +173,17 @@ def _looks_like_a_file(text: str) -> bool:
     return known or not _HUB_NAME.fullmatch(text)
 
 
-def _read_file(path: Path, source: SourceSpec) -> Iterator[_Row]:
-    suffix, name = path.suffix.lower(), str(path)
+def _printable(name: str) -> str:
+    """A file's name for origins and messages; bytes that are not UTF-8 are replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _read_file(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
+    suffix = path.suffix.lower()
     if suffix in JSON_SUFFIXES:
         return _read_jsonl(path, name)
     if suffix == ".parquet":
-        return _read_parquet(path, name)
+        return _read_parquet(path, name, source)
     if suffix in TEXT_SUFFIXES:
         return _read_paragraphs(path, name, source.fields.text)
     known = ", ".join((*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES))
@@ -189,26 +191,29 @@ def _read_file(path: Path, source: SourceSpec) -> Iterator[_Row]:
 
 
 def _read_folder(folder: Path, source: SourceSpec, progress: Progress) -> Iterator[Iterator[_Row]]:
-    if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         yield _read_saved(folder, source)
         return
-    files = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     # as_posix, not Path: Windows would compare names without case and give another order
-    files.sort(key=lambda path: path.relative_to(folder).as_posix())
-    tables = [path for path in files if path.suffix.lower() in (*JSON_SUFFIXES, ".parquet")]
-    texts = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
-    if not tables and not texts:
+    files = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    kinds = ((".jsonl", ".ndjson", ".parquet"), (".json",), TEXT_SUFFIXES)
+    chosen = next((kind for kind in kinds if any(_suffix(name) in kind for name in files)), ())
+    taken = [name for name in files if _suffix(name) in chosen]
+    if not taken:
         raise DataError(f"{folder}: no JSONL, Parquet or text file in this folder ({len(files)} other files)")
-    if tables and texts:
-        progress.note(f"{folder}: {len(texts)} text files beside {len(tables)} tables are left out (a README?)")
-    for path in tables:
-        yield _read_file(path, source)
-    if not tables:
-        yield _read_whole_texts(texts, source.fields.text)
+    if len(taken) < len(files):
+        progress.note(f"{folder}: {len(taken)} files ({', '.join(chosen)}) are read, {len(files) - len(taken)} are not")
+    shown = {name: _printable(f"{source.path.rstrip('/')}/{name}") for name in taken}
+    if chosen == TEXT_SUFFIXES:
+        yield (_read_whole_text(folder / name, shown[name], source.fields.text) for name in taken)
+    else:
+        for name in taken:
+            yield _read_file(folder / name, shown[name], source)
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
 
 
 # --- JSONL ----------------------------------------------------------------------------------------------------------
@@ -239,6 +244,9 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
+_ONE_A_LINE = "write one object a line (for a file that is an array: jq -c '.[]' file.json > file.jsonl)"
+
+
 def parse_json_line(line: bytes | None) -> dict[str, Any]:
     """One JSON object, strictly: no duplicate keys, no NaN or infinities, nothing after it. Raises BadRow."""
     if line is None:
@@ -252,14 +260,14 @@ def parse_json_line(line: bytes | None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             raise BadRow(f"more than one JSON value (the second at column {error.colno})") from None
-        raise BadRow(f"not valid JSON: {error.msg} (column {error.colno})") from None
+        hint = f"; {_ONE_A_LINE}" if text.lstrip()[:1] == "[" or text.strip() == "{" else ""
+        raise BadRow(f"not valid JSON: {error.msg} (column {error.colno}){hint}") from None
     except RecursionError:
         raise BadRow("nested too deeply") from None
     except ValueError as error:  # integers of more than 4300 digits
         raise BadRow(f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        hint = "; write one object a line (jq -c '.[]' file.json > file.jsonl)" if isinstance(value, list) else ""
-        raise BadRow(f"a JSON {type(value).__name__}, not an object{hint}")
+        raise BadRow(f"a JSON {type(value).__name__}, not an object; {_ONE_A_LINE}")
     return value
 
 
@@ -277,9 +285,8 @@ def _finite(text: str) -> float:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRow(f"duplicate key {twice!r}")
+        counts = Counter(key for key, _ in pairs)
+        raise BadRow(f"duplicate key {counts.most_common(1)[0][0]!r}")
     return result
 
 
@@ -309,12 +316,11 @@ def _read_paragraphs(path: Path, name: str, column: str) -> Iterator[_Row]:
         yield _text_row(f"{name}:{start}", block, size, column)
 
 
-def _read_whole_texts(paths: Sequence[Path], column: str) -> Iterator[_Row]:
-    """Each file as one document."""
-    for path in paths:
-        with path.open("rb") as file:
-            data = file.read(LINE_LIMIT + 1)
-        yield _text_row(f"{path}:1", [data.removeprefix(codecs.BOM_UTF8)], len(data), column)
+def _read_whole_text(path: Path, name: str, column: str) -> _Row:
+    """A file as one document."""
+    with path.open("rb") as file:
+        data = file.read(LINE_LIMIT + 1)
+    return _text_row(f"{name}:1", [data.removeprefix(codecs.BOM_UTF8)], len(data), column)
 
 
 def _text_row(origin: str, block: Sequence[bytes], size: int, column: str) -> _Row:
@@ -333,14 +339,16 @@ def _text_row(origin: str, block: Sequence[bytes], size: int, column: str) -> _R
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, name: str) -> Iterator[_Row]:
+def _read_parquet(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
+    """Rows of a Parquet file; columns that no format reads are left on the disk where any is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            wanted = [column for column in file.schema_arrow.names if column in dict(source.fields).values()]
+            for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
                 for row in batch.to_pylist():
                     number += 1
                     yield _Row(f"{name}:{number}", row)
