@@ -1,0 +1,68 @@
+"""The catalogue of published methods: each a partial recipe with its citation.
+
+lmdistill methods            the table
+lmdistill methods taid       one of them
+method: taid                 in a recipe, where its settings are the defaults
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from lmdistill.errors import RecipeError
+from lmdistill.methods import (
+    abkd,
+    akl,
+    distilbert,
+    forward_kl,
+    hinton_kd,
+    jsd,
+    minima,
+    minitron,
+    pretrained_distillation,
+    reverse_kl,
+    seqkd,
+    sft,
+    skew_kl,
+    skew_reverse_kl,
+    taid,
+    total_variation,
+)
+from lmdistill.methods.base import Method, Paper
+
+__all__ = ["METHODS", "Method", "Paper", "find_method"]
+
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        sft,
+        hinton_kd,
+        forward_kl,
+        reverse_kl,
+        jsd,
+        total_variation,
+        skew_kl,
+        skew_reverse_kl,
+        akl,
+        abkd,
+        taid,
+        seqkd,
+        pretrained_distillation,
+        distilbert,
+        minitron,
+        minima,
+    )
+}
+"""Name -> method, in the order of the catalogue: baseline, token by token, by sequence, in stages, by construction."""
+
+_ALIASES: dict[str, str] = {alias: method.name for method in METHODS.values() for alias in method.aliases}
+
+
+def find_method(name: str) -> Method:
+    """The method of this name or alias. Raises RecipeError with the nearest name where there is none."""
+    method = METHODS.get(_ALIASES.get(name, name))
+    if method is None:
+        close = difflib.get_close_matches(name.lower(), [*METHODS, *_ALIASES], n=1, cutoff=0.5)
+        advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METHODS)}"
+        raise RecipeError(f"method: no method is named {name!r}; {advice}")
+    return method
