@@ -2,8 +2,10 @@
 
 Conversations go through the tokenizer's own chat template. What the template writes is rendered as a **string**; the
 borders of the answers are found in it; the whole string is encoded once, and a token belongs to an answer if and only
-if it **begins** inside it. So the ids are those that the tokenizer gives to the whole conversation, and a token that
-straddles a border belongs to the side on which it begins.
+if it **begins** inside it, white space at the border left aside. So the ids are those that the tokenizer gives to the
+whole conversation. A token that straddles a border belongs to the side of its first character that is not white space:
+after "Answer: ", the token " Yes" is the answer's, or the answer "Yes" would not be trained at all; a token cut inside
+a word is the prompt's.
 
 An answer reaches from the end of what the template writes to ask for one (`add_generation_prompt`) to the end of its
 first control token after the content: the end marker (`<|im_end|>`, `</s>`, `<end_of_turn>`) is trained, because the
@@ -107,7 +109,7 @@ class RowEncoder:
 
     def _finish(self, document: Document, row: _Rendered, encoding: Encoding) -> EncodedRow:
         """Mark trained tokens; put BOS and EOS where the template did not."""
-        begin_L = encoding.start_L
+        begin_L = _begins(row.text, encoding, [border for answer in row.answers for border in answer])
         trained_L = np.zeros(len(begin_L), dtype=bool)
         for start, end in row.answers:
             trained_L |= (begin_L >= start) & (begin_L < end)
@@ -165,6 +167,8 @@ class RowEncoder:
         if not stops:  # the end marker may lie in the answer or (as generation blocks may have it) right behind it
             start, end = spans[-1]
             stops = self.encoder.ends_with_control(full[start : self.encoder.marker_end(full, end)])
+            if not stops and self.tail_ids:  # it must end where the answer does, not behind the template's line break
+                text = text[: answers[-1][1]]
         return _Rendered(text, answers, ends_marked=stops)
 
     def _reveal_spans(self, full: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
@@ -315,6 +319,16 @@ def _shared_length(one: str, other: str) -> int:
     """Length of the beginning that two strings share."""
     shorter = min(len(one), len(other))
     return next((at for at in range(shorter) if one[at] != other[at]), shorter)
+
+
+def _begins(text: str, encoding: Encoding, borders: Iterable[int]) -> NDArray[np.int64]:
+    """Where each token begins; at the border for one that has nothing but white space before it."""
+    begin_L = encoding.start_L.copy()
+    for border in borders:
+        for at in np.flatnonzero((encoding.start_L < border) & (border < encoding.end_L)):
+            if text[encoding.start_L[at] : border].isspace() and text[border : encoding.end_L[at]].strip():
+                begin_L[at] = border
+    return begin_L
 
 
 def _ids(values: Sequence[int]) -> NDArray[np.int32]:

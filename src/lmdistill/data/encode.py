@@ -149,7 +149,7 @@ def _with_spellings(backend: Any, spellings: dict[str, str]) -> Any:
         model["vocab"] = [[spellings.get(text, text), score] for text, score in model["vocab"]]
     if model.get("unk_token") in spellings:
         model["unk_token"] = spellings[model["unk_token"]]
-    copy = Tokenizer.from_str(json.dumps(state))
+    copy = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
     missing = [spelling for text, spelling in spellings.items() if text not in known]
     if missing:
         copy.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in missing])
