@@ -11,13 +11,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lmdistill.errors import RecipeError
+from lmdistill.yamltext import read_yaml, write_yaml
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -30,7 +31,7 @@ _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}")
 class Section(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, field docs are the strings under the fields."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSpec(Section):
@@ -131,7 +132,10 @@ class StudentSpec(Section):
         if self.start == "teacher" and self.model is not None:
             raise ValueError("start: teacher cuts the student from the teacher; remove student.model or set start")
         if self.layers is not None and self.depth is not None:
-            raise ValueError("student.layers and student.depth both choose layers; keep one of them")
+            raise ValueError(
+                "student.layers and student.depth both choose layers; keep one of them "
+                "(depth: null takes away what a method brought)"
+            )
         if self.config and self.start != "config":
             raise ValueError(f"student.config is only used with start: config, not start: {self.start}")
         return self
@@ -196,6 +200,28 @@ class DataSpec(Section):
     shuffle: bool = True
     """Shuffle the rows once, by the seed, before packing."""
 
+    @field_validator("evaluation")
+    @classmethod
+    def _names(cls, value: dict[str, SourceSpec]) -> dict[str, SourceSpec]:
+        for name in value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a held-out set; use 1 to 100 of A-Z a-z 0-9 . _ -")
+        return value
+
+
+DIVERGENCE_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "forward_kl": (),
+    "reverse_kl": (),
+    "jsd": ("teacher_weight",),
+    "skew_forward_kl": ("alpha",),
+    "skew_reverse_kl": ("alpha",),
+    "total_variation": (),
+    "alpha_beta": ("alpha", "beta"),
+    "adaptive_kl": ("mu",),
+    "taid": ("start", "end", "alpha", "momentum"),
+}
+"""Parameters of each divergence of `lmdistill.objectives`, named here too so that reading a recipe needs no torch."""
+
 
 class DivergenceTerm(Section):
     """Distance between the teacher's and the student's next-token distributions."""
@@ -221,6 +247,15 @@ class DivergenceTerm(Section):
     """Both distributions are softened by this temperature."""
     temperature_squared: bool = False
     """Multiply by temperature², which keeps the gradient's size at high temperature (Hinton 1503.02531)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DivergenceTerm:
+        known = DIVERGENCE_PARAMETERS[self.kind]
+        for name in self.parameters:
+            if name not in known:
+                advice = nearest(name, known) if known else ", which takes none; remove it"
+                raise ValueError(f"{name!r} is not a parameter of {self.kind}{advice}")
+        return self
 
 
 class CrossEntropyTerm(Section):
@@ -289,6 +324,15 @@ class GenerationSpec(Section):
         return self
 
 
+class AnswerSpec(GenerationSpec):
+    """How models answer the prompts of the report: greedily and briefly where the recipe does not say."""
+
+    max_new_tokens: Count = 48
+    """Longest answer in tokens."""
+    temperature: NonNegative = 0.0
+    """Sampling temperature; 0 decodes greedily."""
+
+
 class TrajectoriesSpec(Section):
     """Whose text is trained on."""
 
@@ -298,6 +342,10 @@ class TrajectoriesSpec(Section):
     """How the teacher writes (`source: teacher`)."""
     max_prompts: Count | None = None
     """Use at most this many prompts."""
+
+
+# What the pipeline calls its own stages and records in a run folder.
+_OWN_STAGES = re.compile(r"(doctor|student|evaluate|report|none|sft)|(data|generate|save|none|sft)-.*")
 
 
 class StageSpec(Section):
@@ -313,6 +361,15 @@ class StageSpec(Section):
     """Training sources of this stage."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Fields of `transformers.TrainingArguments` that differ in this stage."""
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if _OWN_STAGES.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is what lmdistill calls something of its own in the run folder; choose another"
+            )
+        return value
 
 
 class SpeedSpec(Section):
@@ -344,7 +401,7 @@ class EvaluationSpec(Section):
     """Texts whose tokens are shown coloured by the divergence that remains."""
     prompts: list[str] = Field(default_factory=list)
     """Prompts that all models answer side by side in the report."""
-    generation: GenerationSpec = Field(default_factory=lambda: GenerationSpec(max_new_tokens=48, temperature=0.0))
+    generation: AnswerSpec = Field(default_factory=AnswerSpec)
     """How they answer."""
     speed: SpeedSpec = Field(default_factory=SpeedSpec)
     """How speed is measured."""
@@ -432,28 +489,42 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
     """`load_recipe` for YAML text."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = read_yaml(text)
+    except ValueError as error:
         raise RecipeError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{source}: a recipe is a mapping of fields, not {type(values).__name__}")
-    return resolve_recipe(_apply_overrides(values, overrides), source=source)
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise RecipeError(f"{source}: a recipe is a mapping of fields, but this holds {got}; see lmdistill new --help")
+    return resolve_recipe(values, overrides, source=source)
 
 
-def resolve_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
-    """Complete plain values with their method's fragment and check them. Raises RecipeError."""
-    from lmdistill.methods import find_method  # methods describe recipes in plain values: no cycle at import time
-
-    name = values.get("method")
-    merged = dict(values)
-    if isinstance(name, str):
-        merged = merge(find_method(name).fragment, values)
+def resolve_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Complete plain values with their method's fragment, apply `a.b=c` overrides, and check. Raises RecipeError."""
+    changes = [_parse_override(override) for override in overrides]
+    # The method comes first: an override may address what its fragment brings, such as stages.0.
+    chosen = [change.value for change in changes if change.path == ["method"]]
+    complete = _with_fragment({**values, "method": chosen[-1]} if chosen else values, source)
+    for change in changes:
+        complete = _with_value(complete, change.path, change)
     try:
-        recipe = Recipe.model_validate(merged)
+        recipe = Recipe.model_validate(complete)
     except ValidationError as error:
         raise RecipeError(_explain(error, source)) from error
     _check_training_fields(recipe, source)
     return recipe
+
+
+def _with_fragment(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values laid over the fragment of their method, where they name one."""
+    from lmdistill.methods import find_method  # methods describe recipes in plain values: no cycle at import time
+
+    name = values.get("method")
+    if not isinstance(name, str):
+        return dict(values)
+    try:
+        return merge(find_method(name).fragment, values)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -467,7 +538,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML; reading it again gives an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def recipe_stages(recipe: Recipe) -> list[StageSpec]:
@@ -485,37 +556,41 @@ def recipe_stages(recipe: Recipe) -> list[StageSpec]:
     ]
 
 
-def _apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply each `a.b=c`; the value is YAML, list items are addressed by their number."""
-    result = dict(values)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path.strip():
-            raise RecipeError(f"--set {override!r}: write it as field=value, for example --set training.max_steps=100")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {override!r}: the value is not valid YAML: {error}") from error
-        result = _with_value(result, path.strip().split("."), value, override)
-    return result
+@dataclass(frozen=True)
+class _Override:
+    """One `a.b=c`."""
+
+    text: str
+    path: list[str]
+    value: Any
 
 
-def _with_value(node: Any, path: list[str], value: Any, override: str) -> Any:
-    """A copy of `node` in which the entry at `path` is `value`."""
+def _parse_override(text: str) -> _Override:
+    """Take `a.b=c` apart; the value is YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise RecipeError(f"--set {text!r}: write it as field=value, for example --set training.max_steps=100")
+    try:
+        return _Override(text, path.strip().split("."), read_yaml(value))
+    except ValueError as error:
+        raise RecipeError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+
+
+def _with_value(node: Any, path: list[str], change: _Override) -> Any:
+    """A copy of `node` in which the entry at `path` has the new value; list items are addressed by their number."""
     key, rest = path[0], path[1:]
     if isinstance(node, list):
-        if not key.isdigit() or int(key) >= len(node):
-            raise RecipeError(
-                f"--set {override!r}: {key!r} is not an item of a list of {len(node)} (0 to {len(node) - 1})"
-            )
-        copy: Any = list(node)
-        copy[int(key)] = _with_value(node[int(key)], rest, value, override) if rest else value
-        return copy
-    if node is not None and not isinstance(node, dict):
-        raise RecipeError(f"--set {override!r}: {key!r} lies inside {node!r}, which has no fields")
-    copy = dict(node or {})
-    copy[key] = _with_value(copy.get(key), rest, value, override) if rest else value
-    return copy
+        if not (key.isascii() and key.isdigit()) or int(key) >= len(node):
+            held = f"has the items 0 to {len(node) - 1}" if node else "is empty"
+            raise RecipeError(f"--set {change.text!r}: {key!r} is not an item of that list, which {held}")
+        items = list(node)
+        items[int(key)] = _with_value(items[int(key)], rest, change) if rest else change.value
+        return items
+    if node is not None and not isinstance(node, Mapping):
+        raise RecipeError(f"--set {change.text!r}: {key!r} lies inside {node!r}, which has no fields")
+    fields = dict(node or {})
+    fields[key] = _with_value(fields.get(key), rest, change) if rest else change.value
+    return fields
 
 
 def _explain(error: ValidationError, source: str) -> str:
