@@ -23,7 +23,7 @@ METHOD = Method(
     },
     notes=(
         "Set student.depth.keep to half of the teacher's layers; they are taken evenly spaced, with the first and the "
-        "last among them.",
+        "last among them, as in the released code (0, 2, 4, 7, 9 and 11 of 12).",
         "Published for BERT with masked-token cross-entropy; a causal model has the ordinary one in its place. The "
         "weights 5, 2 and 1 are those of the released training command.",
         "The hidden states are compared as they are, so the student must keep the teacher's width.",
