@@ -21,7 +21,7 @@ METHOD = Method(
         "The paper's finding is about the choice of the pair: for a given student there is a best teacher, about two "
         "and a half times its size; a larger one teaches it worse.",
         "Say how much to keep in student.width and student.depth so that about 40 % of the parameters stay. The 3B "
-        "student of the 7B teacher kept three quarters of the layers, of the heads, of the channels and of the neurons.",
+        "student of the 7B teacher kept three quarters of the layers, heads, channels and neurons.",
         "The released code halves both terms and trains with learning rate 3e-4, cosine schedule, 1 % warm-up, weight "
         "decay 0.1, bfloat16.",
     ),
