@@ -8,26 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from lmdistill.data import (
     DataReport,
     Document,
+    EncodedRow,
     build_dataset,
+    build_from_rows,
     contamination,
     fingerprint,
     load_documents,
+    merge_reports,
     prompts_of,
 )
-from lmdistill.data.packing import build_dataset_from_ids
 from lmdistill.errors import DataError
-from lmdistill.io import hash_file, write_folder, write_json
+from lmdistill.io import hash_file, hash_json, write_folder, write_json
 from lmdistill.models import resolve_path
 from lmdistill.recipe import SourceSpec, StageSpec, recipe_stages
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
-from lmdistill.trajectories.teacher import write_answers
+from lmdistill.trajectories.teacher import Written, write_answers
 
 
 @dataclass
@@ -95,7 +98,7 @@ def stage_documents(sources: Sources, stage: StageSpec) -> tuple[list[Document],
         reports.append(sources.reports[key])
     if not documents:
         raise DataError(f"stage {stage.name}: its sources hold no rows; see stages.{stage.name}.train")
-    return documents, DataReport.merged(reports)
+    return documents, merge_reports(reports)
 
 
 def teacher_dataset(
@@ -143,9 +146,21 @@ def teacher_dataset(
             facts["tokens"] = sum(len(item.answer_ids) for item in written)
             facts["unfinished"] = sum(not item.finished for item in written)
     # An answer that the length limit cut is trained on as far as it goes: it holds no false end.
-    rows = [(item.prompt_ids, item.answer_ids) for item in written if item.answer_ids]
-    return build_dataset_from_ids(
-        rows, tokenizer, context.recipe.data, seed=context.recipe.seed, report=report, progress=context.progress
+    rows = [_encoded(item, f"{file.name}:{number}") for number, item in enumerate(written, start=1) if item.answer_ids]
+    return build_from_rows(rows, context.recipe.data, report=report)
+
+
+def _encoded(item: Written, origin: str) -> EncodedRow:
+    """A prompt and the teacher's answer as one row; the answer alone is trained."""
+    ids = item.prompt_ids + item.answer_ids
+    trained_L = np.arange(len(ids)) >= len(item.prompt_ids)
+    return EncodedRow(
+        ids_L=np.array(ids, dtype=np.int32),
+        trained_L=trained_L,
+        row_id=hash_json(ids)[:16],
+        origin=origin,
+        lead=0,
+        last_answer=len(item.prompt_ids),
     )
 
 
@@ -157,13 +172,18 @@ def write_data_report(
     value: dict[str, Any] = {
         "train": {name: report.model_dump(mode="json") for name, report in train.items()},
         "evaluation": {name: report.model_dump(mode="json") for name, report in heldout.items()},
-        "contamination": {name: contamination(trained_on, documents) for name, documents in sources.heldout.items()},
+        "contamination": {
+            name: contamination(trained_on, documents).model_dump(mode="json")
+            for name, documents in sources.heldout.items()
+        },
     }
     write_json(context.folder.file("data.json"), value)
     for name, found in value["contamination"].items():
-        exact = found.get("exact", 0) if isinstance(found, dict) else 0
-        if exact:
-            context.warn(f"held-out {name}: {exact} rows stand in the training text too; its scores flatter")
+        if found["exact"]:
+            context.warn(
+                f"held-out {name}: {found['exact']} of {found['heldout_documents']} rows stand in the training text "
+                "too, so its scores flatter; take them out, or split one source with part: train and part: heldout"
+            )
 
 
 def dataset_key(dataset: Dataset) -> str:

@@ -67,7 +67,7 @@ def construct_student(context: Context, calibration: Dataset | None, data_finger
             context.teacher if needs_teacher else None,
             recipe.teacher,
             tokenizer,
-            _batches(calibration, tokenizer, spec.calibration_tokens) if calibration is not None else None,
+            _batches(calibration, spec.calibration_tokens) if calibration is not None else None,
             token_counts(calibration, len(tokenizer)) if calibration is not None and spec.vocabulary else None,
             context.progress,
             recipe.seed,
@@ -99,9 +99,9 @@ def _found(folder: Path, key: str) -> Student:
     )
 
 
-def _batches(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[dict[str, Tensor]]:
+def _batches(dataset: Dataset, tokens: int) -> list[dict[str, Tensor]]:
     """The first sequences of a data set, up to a number of tokens, as small batches."""
-    collate = Collator(tokenizer)
+    collate = Collator()
     batches, count, rows = [], 0, []
     for row in dataset:
         rows.append(row)

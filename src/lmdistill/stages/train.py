@@ -154,7 +154,7 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
         model=model,
         args=arguments,
         train_dataset=job.dataset,
-        data_collator=Collator(student.tokenizer),
+        data_collator=Collator(),
         processing_class=student.tokenizer,
         objective=objective,
         heldout_scores=lambda model: _heldout(context, student, job, model),
