@@ -77,6 +77,7 @@ def trainer(
         "dataloader_pin_memory": False,
         "include_num_input_tokens_seen": "all",
         "seed": 3,
+        "data_seed": 3,
     }
     made = DistillTrainer(
         model=student,
