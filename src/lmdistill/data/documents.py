@@ -163,7 +163,7 @@ class DataReport(BaseModel):
     def add_bad(self, origin: str, reason: str) -> None:
         """Count a bad row. Reasons are grouped with their numbers and quotations left out."""
         self.bad += 1
-        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "…", reason.split(";")[0])[:120]
+        kind = re.sub(r"'[^']*'|\"[^\"]*\"|(?<![-\w])\d+", "…", reason.split(";")[0])[:120]
         if kind not in self.bad_reasons and len(self.bad_reasons) >= 50:
             kind = "other reasons"
         self.bad_reasons[kind] = self.bad_reasons.get(kind, 0) + 1

@@ -228,7 +228,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[_Row]:
                 continue
             origin = f"{name}:{number}"
             try:
-                yield _Row(origin, parse_json_line(line))
+                yield _Row(origin, parse_json_line(None if line is None else line.rstrip(b"\r\n")))
             except BadRow as problem:
                 yield _Row(origin, None, str(problem))
 
