@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmdistill.data import Document, EncodedRow, RowEncoder, prompts_of
-from lmdistill.data.encode import Encoder
+from lmdistill.data.encode import Encoder, _any_of
 from lmdistill.errors import DataError, ModelError
 from lmdistill.models import load_tokenizer
 from lmdistill.recipe import GenerationSpec, ModelSpec
@@ -68,6 +69,7 @@ TEMPLATES = {
     # and " It" begins with the space that ends the generation prompt
     "no end marker": ("chatml", family.NO_END_MARKER, True, [" It is four.", " Yes.<|im_end|>"]),
     "llama2": ("llama2", family.LLAMA2, True, [" It is four. </s>", " Yes. </s>"]),
+    "llama2 legacy": ("llama2 legacy", family.LLAMA2, True, [" It is four. </s>", " Yes. </s>"]),
     "mistral": ("llama2", family.MISTRAL, True, [" It is four.</s>", " Yes.</s>"]),
     "llama3": ("llama3", family.LLAMA3, True, ["It is four.<|eot_id|>", "Yes.<|eot_id|>"]),
     "gemma": ("gemma", family.GEMMA, False, ["It is four.<end_of_turn>", "Yes.<end_of_turn>"]),
@@ -206,7 +208,7 @@ def test_prompt_and_response_use_the_template_if_there_is_one(smollm2) -> None:
     assert row.trained_L.tolist() == same.trained_L.tolist()
 
 
-@pytest.mark.parametrize("kind", ["chatml", "llama2", "llama3", "gemma"])
+@pytest.mark.parametrize("kind", ["chatml", "llama2", "llama2 legacy", "llama3", "gemma"])
 def test_without_a_template_the_response_begins_at_the_border(kind: str) -> None:
     tokenizer = family.make_tokenizer(kind)
     row = encode(tokenizer, Document(prompt="What is two and two?", response=" It is four.", origin="x:1"))
@@ -268,7 +270,9 @@ def control_counts(encoder: RowEncoder, ids) -> list[int]:
 
 
 def b8_tokenizers():
-    return [(kind, family.make_tokenizer(kind, TEMPLATES[kind][1])) for kind in ("chatml", "llama2", "llama3", "gemma")]
+    return [
+        (kind, family.make_tokenizer(kind, TEMPLATES[kind][1])) for kind in sorted(set(family.CONTROL) & set(TEMPLATES))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_ordinary_text_gets_the_tokenizers_own_ids(data, smollm2, smollm2_encode
         max_size=4,
     )
 )
-@pytest.mark.parametrize("name", ["chatml", "llama2", "llama3"])
+@pytest.mark.parametrize("name", ["chatml", "llama2", "llama2 legacy", "llama3"])
 def test_any_content_keeps_its_borders(name: str, contents: list[str]) -> None:
     """Trained tokens are the answers as the template writes them, whatever stands in the messages."""
     tokenizer = _made(name)
@@ -345,7 +349,7 @@ def test_any_content_keeps_its_borders(name: str, contents: list[str]) -> None:
     found = answers(tokenizer, row)
     assert len(found) == len(wanted)
     for text, content in zip(found, wanted, strict=True):
-        end = {"chatml": "<|im_end|>", "llama2": "</s>", "llama3": "<|eot_id|>"}[name]
+        end = {"chatml": "<|im_end|>", "llama2": "</s>", "llama2 legacy": "</s>", "llama3": "<|eot_id|>"}[name]
         assert text.endswith(end)
         assert text.removesuffix(end).strip() == content.strip()
 
@@ -374,3 +378,12 @@ def test_batches_keep_order(smollm2) -> None:
     rows = list(RowEncoder(smollm2).encode(documents))
     assert [row.row_id for row in rows] == [document.id for document in documents]
     assert smollm2.decode(rows[1099].ids_L[:-1]) == documents[1099].text
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.sets(st.text("<|a>.", min_size=1, max_size=4), min_size=1, max_size=8), line=st.text("<|a>.x", max_size=20)
+)
+def test_the_longest_control_string_is_found(texts: set[str], line: str) -> None:
+    by_definition = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+    assert re.findall(_any_of(sorted(texts)), line) == by_definition.findall(line)

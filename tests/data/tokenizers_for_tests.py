@@ -85,6 +85,7 @@ NO_END_MARKER = (
 CONTROL = {
     "chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "llama2": ["<unk>", "<s>", "</s>"],
+    "llama2 legacy": ["<unk>", "<s>", "</s>"],
     "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     "gemma": ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
     "r1": ["<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>"],
@@ -92,6 +93,7 @@ CONTROL = {
 NAMED = {
     "chatml": {"eos_token": "<|im_end|>"},
     "llama2": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "llama2 legacy": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
     "gemma": {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "r1": {"bos_token": "<|begin|>", "eos_token": "<|end|>"},
@@ -102,7 +104,7 @@ NAMED = {
 def _trained(family: str) -> str:
     """tokenizer.json of a family's kind: byte-level BPE; or, for Llama-2 and Gemma, BPE over ▁ with byte fallback."""
     control = CONTROL[family]
-    if family in ("llama2", "gemma"):
+    if family in ("llama2", "llama2 legacy", "gemma"):
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
         # for training only: merges must not join a word with the next, though nothing forbids it in use
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
@@ -123,6 +125,9 @@ def _trained(family: str) -> str:
     tokenizer.train_from_iterator(CORPUS, trainer)
     if family == "llama2":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    elif family == "llama2 legacy":  # a space before every text between control tokens
+        both = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Sequence(both), None
     elif family == "gemma":
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
