@@ -207,7 +207,7 @@ def test_gradcheck(kind: str, parameters: dict[str, float], signal: str) -> None
 
 
 def test_gradients_with_respect_to_logits_are_the_published_ones() -> None:
-    """Forward KL: p_s - p_t. Reverse KL: p_s (log p_s - log p_t - RKL). JSD: (1-w) p_s (log p_s - log m - KL(p_s‖m))."""
+    """FKL: p_s - p_t. RKL: p_s (log p_s - log p_t - RKL). JSD: (1-w) p_s (log p_s - log m - KL(p_s‖m))."""
     problem = make(9)
     s, t = reference.softmax(problem.student_logits), reference.softmax(problem.teacher_logits)
     rkl = (s * np.log(s / t)).sum(-1, keepdims=True)
