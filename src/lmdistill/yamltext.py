@@ -83,3 +83,9 @@ def read_yaml(text: str) -> Any:
 def write_yaml(value: Any) -> str:
     """YAML text of plain values, in their order; `read_yaml` gives them back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def write_inline(value: Any) -> str:
+    """`write_yaml` on one line, for a value inside a file that is put together line by line."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=True)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -7,7 +7,7 @@ names a point on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -55,6 +55,8 @@ class Method:
     """The loss of one token (or sequence), in plain characters. p is the teacher, q the student."""
     fragment: Mapping[str, Any]
     """A partial recipe in plain values, laid under what the user writes."""
+    example: Mapping[str, Any] = field(default_factory=lambda: {"student": {"depth": {"keep": 16}}})
+    """What the user has to choose beside it, for the demo's teacher of 30 layers; `lmdistill new` starts from it."""
     notes: tuple[str, ...] = ()
     """Settings of the publication, differences from it, and traps."""
     aliases: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ METHOD = Method(
             "hidden_cosine": {"weight": 1.0},
         },
     },
+    example={"student": {"depth": {"keep": 15}}},
     notes=(
         "Set student.depth.keep to half of the teacher's layers; they are taken evenly spaced, with the first and the "
         "last among them, as in the released code (0, 2, 4, 7, 9 and 11 of 12).",

@@ -17,6 +17,7 @@ METHOD = Method(
         "student": {"start": "teacher"},
         "objective": {"divergence": {"kind": "forward_kl", "weight": 0.5}, "cross_entropy": {"weight": 0.5}},
     },
+    example={"student": {"width": {"hidden": 384, "heads": 6, "intermediate": 1152}, "depth": {"keep": 20}}},
     notes=(
         "The paper's finding is about the choice of the pair: for a given student there is a best teacher, about two "
         "and a half times its size; a larger one teaches it worse.",

@@ -17,6 +17,7 @@ METHOD = Method(
         "student": {"start": "teacher"},
         "objective": {"divergence": {"kind": "forward_kl", "weight": 1.0}, "cross_entropy": {"weight": 0.0}},
     },
+    example={"student": {"width": {"intermediate": 768, "heads": 6}, "depth": {"keep": 24}}},
     notes=(
         "Say how much to keep: student.width (intermediate, heads, hidden) and student.depth (keep).",
         "The authors prefer width to depth at their sizes (up to 15B parameters) and drop cross-entropy; when depth "

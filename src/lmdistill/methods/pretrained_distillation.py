@@ -24,6 +24,17 @@ METHOD = Method(
             {"name": "finetune", "objective": _TEXT},
         ],
     },
+    example={
+        "student": {
+            "config": {
+                "num_hidden_layers": 6,
+                "hidden_size": 384,
+                "intermediate_size": 1024,
+                "num_attention_heads": 6,
+                "num_key_value_heads": 2,
+            }
+        }
+    },
     notes=(
         "Published for BERT-type classifiers with masked-token pre-training; here the models are causal, so the first "
         "stage is next-token prediction.",

@@ -14,6 +14,7 @@ METHOD = Method(
     summary="The student is punished for probability where the teacher has none, and may leave modes out.",
     formula="L = KL(q ‖ p) = sum_v q_v (log q_v - log p_v)",
     fragment={"objective": {"divergence": {"kind": "reverse_kl", "weight": 1.0}, "cross_entropy": {"weight": 0.0}}},
+    example={"student": {"depth": {"keep": 20}}},
     notes=(
         "This is the divergence that MiniLLM argues for, on the data set's own text. MiniLLM itself samples from the "
         "student and optimises whole sequences with policy gradients; its single-step term is the formula above.",

@@ -17,6 +17,10 @@ METHOD = Method(
         "trajectories": {"source": "teacher", "generation": {"num_beams": 5}},
         "objective": {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}},
     },
+    example={
+        "student": {"depth": {"keep": 16}},
+        "trajectories": {"max_prompts": 200, "generation": {"prompt_tokens": 32, "max_new_tokens": 48}},
+    },
     notes=(
         "Published for translation with a beam of 5. For open-ended text beams repeat themselves; "
         "trajectories.generation.num_beams: 1 samples from the teacher instead, at generation.temperature.",

@@ -19,6 +19,7 @@ METHOD = Method(
             "cross_entropy": {"weight": 0.0},
         }
     },
+    example={"student": {"depth": {"keep": 20}}},
     notes=(
         "The student inside the mixture takes part in the gradient, as in DistiLLM; DistiLLM-2 (2503.07067) holds it "
         "fixed.",
