@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmdistill.data import Document, EncodedRow, RowEncoder, prompts_of
+from lmdistill.data import chat as chat_module
 from lmdistill.data.encode import Encoder, _any_of
 from lmdistill.errors import DataError, ModelError
 from lmdistill.models import load_tokenizer
@@ -370,6 +371,13 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(ModelError, match="not a fast tokenizer"):
         RowEncoder(Slow())
+
+
+def test_long_documents_are_encoded_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_module, "_BATCH_CHARACTERS", 100)
+    lengths = [30, 30, 50, 200, 10, 99, 1]
+    batches = chat_module._batched(Document(text="x" * length) for length in lengths)
+    assert [[len(document.plain) for document in batch] for batch in batches] == [[30, 30, 50], [200], [10, 99], [1]]
 
 
 def test_batches_keep_order(smollm2) -> None:

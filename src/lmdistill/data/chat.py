@@ -27,8 +27,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +44,10 @@ _MARK = re.compile(f"{OPEN}([se])(\\d+){CLOSE}")
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DATE = datetime.datetime(2024, 7, 26)
-_BATCH = 512
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 2**22
 
 Message = dict[str, str]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +86,7 @@ class RowEncoder:
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedRow]:
         """Encode documents, in order. Raises DataError with the origin of a row that the template cannot take."""
-        for batch in _batched(documents, _BATCH):
+        for batch in _batched(documents):
             rendered = [self._render(document) for document in batch]
             encodings = self.encoder.encode([row.text for row in rendered])
             for document, row, encoding in zip(batch, rendered, encodings, strict=True):
@@ -335,7 +334,16 @@ def _ids(values: Sequence[int]) -> NDArray[np.int32]:
     return np.array(values, dtype=np.int32)
 
 
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in batches that fit in memory: the offsets of a token take 50 times its own size while it is encoded,
+    so that 512 books at a time would be too many."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.plain)
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
