@@ -156,6 +156,9 @@ def test_reasoning_that_a_template_rewrites(smollm2) -> None:
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "depends on the contents"),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out message 2"),
         ("{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}", "leaves out message 1"),
+        # the question is written only once it is answered
+        ("{% for m in messages if messages | length > 1 %}{{ m.content }}\n{% endfor %}", "leaves out message 1"),
+        ("{% generation %}{{ messages[9].role.x }}{% endgeneration %}", "does not take this conversation"),
         ("{{ raise_exception('only on Sundays') }}", "does not take this conversation: only on Sundays"),
         ("{{ messages[7].content.strip() }}", "does not take this conversation"),
         ("{{ 1 / 0 }}", "division by zero"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -186,7 +185,6 @@ def test_collator_pads_with_a_row_of_its_own() -> None:
 
 def test_collator_works_in_loader_processes() -> None:
     dataset, _ = build(plain(30))
-    assert pickle.loads(pickle.dumps(Collator(3))) == Collator(3)
     loaders = [
         torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=Collator(), num_workers=workers)
         for workers in (0, 1)

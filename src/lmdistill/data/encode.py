@@ -137,7 +137,8 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     }
     for text in tokenizer.all_special_tokens:
         token_id = tokenizer.convert_tokens_to_ids(text)
-        if isinstance(token_id, int):
+        # a name that the vocabulary does not have gets the id of the unknown token
+        if isinstance(token_id, int) and tokenizer.convert_ids_to_tokens(token_id) == text:
             tokens.setdefault(text, token_id)
     return {text: token_id for text, token_id in tokens.items() if text}
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from lmdistill.data.documents import BadRow, DataReport, Document, EmptyRow, detect_format, to_document
-from lmdistill.errors import DataError, LmdistillError
+from lmdistill.errors import DataError
 from lmdistill.progress import Progress
 from lmdistill.recipe import SourceSpec
 
@@ -353,8 +353,6 @@ def _read_parquet(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
                     number += 1
                     yield _Row(f"{name}:{number}", row)
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, LmdistillError):
-            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: expected a whole Parquet file of {path.stat().st_size} bytes, but reading failed after row "
