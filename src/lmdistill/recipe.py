@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -32,6 +32,9 @@ class Section(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, field docs are the strings under the fields."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class ModelSpec(Section):
@@ -504,14 +507,25 @@ def resolve_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), sou
     # The method comes first: an override may address what its fragment brings, such as stages.0.
     chosen = [change.value for change in changes if change.path == ["method"]]
     complete = _with_fragment({**values, "method": chosen[-1]} if chosen else values, source)
-    for change in changes:
-        complete = _with_value(complete, change.path, change)
-    try:
-        recipe = Recipe.model_validate(complete)
-    except ValidationError as error:
-        raise RecipeError(_explain(error, source)) from error
+    recipe = _validated(Recipe, complete, changes, source)
     _check_training_fields(recipe, source)
     return recipe
+
+
+def resolve_section(section: type[AnySection], overrides: Sequence[str], source: str) -> AnySection:
+    """One section at its defaults, with `a.b=c` overrides. Raises RecipeError."""
+    return _validated(section, {}, [_parse_override(override) for override in overrides], source)
+
+
+def _validated(
+    section: type[AnySection], values: Mapping[str, Any], changes: Sequence[_Override], source: str
+) -> AnySection:
+    for change in changes:
+        values = _with_value(values, change.path, change)
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, section, source)) from error
 
 
 def _with_fragment(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -593,13 +607,13 @@ def _with_value(node: Any, path: list[str], change: _Override) -> Any:
     return fields
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def _explain(error: ValidationError, section: type[Section], source: str) -> str:
     """All problems of a recipe, one a line, each with its place and, for an unknown key, the nearest known one."""
     lines = []
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(Recipe, problem["loc"][:-1])
+            known = _fields_at(section, problem["loc"][:-1])
             lines.append(f"{place}: unknown field{nearest(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"{place}: missing; add it")

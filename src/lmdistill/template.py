@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from lmdistill.errors import RecipeError
+from lmdistill.io import write_text
 from lmdistill.methods import Method
 from lmdistill.recipe import Recipe, Section, merge, section_of
 from lmdistill.yamltext import write_inline
@@ -55,6 +58,13 @@ def recipe_template(method: Method) -> str:
     ]
     lines = [line for text in head for line in _comment(text, "", hanging=text.startswith("- "))]
     return "\n".join([*lines, "", *_section(Recipe, values, "", spaced=True)]) + "\n"
+
+
+def write_recipe(path: Path, method: Method, force: bool = False) -> None:
+    """Write the template to a file. Raises RecipeError where the file exists, unless forced."""
+    if path.exists() and not force:
+        raise RecipeError(f"{path} exists already: choose another name with --output, or replace it with --force")
+    write_text(path, recipe_template(method))
 
 
 def _section(section: type[Section], values: Mapping[str, Any], indent: str, spaced: bool = False) -> list[str]:

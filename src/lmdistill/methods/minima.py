@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="minima",
-    title="Prune to two fifths of the teacher, then distil",
+    title="Prune to 40 % of the teacher, then distil",
     paper=Paper(
         title="Towards the Law of Capacity Gap in Distilling Language Models",
         authors="Zhang et al.",

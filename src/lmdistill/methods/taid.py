@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="taid",
-    title="Temporally adaptive interpolated distillation",
+    title="Target that moves from student to teacher",
     paper=Paper(
         title=(
             "TAID: Temporally Adaptive Interpolated Distillation for Efficient Knowledge Transfer in Language Models"

@@ -1,0 +1,52 @@
+"""From words of the command line to sections of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from lmdistill.errors import RecipeError
+from lmdistill.recipe import EvaluationSpec, FieldNames, ModelSpec, SourceSpec, resolve_section
+
+_COMMIT = re.compile(r"(?P<model>.+)@(?P<revision>[0-9a-f]{7,40})")
+
+
+def model_spec(text: str) -> ModelSpec:
+    """A model as it is named on the command line.
+
+    The folder of a model or of a run (its student is meant), a Hugging Face name, which may end in @COMMIT,
+    `package:NAME`, or the path of a GGUF file in any of them.
+    """
+    path = PurePosixPath(text)
+    if path.suffix.lower() == ".gguf":
+        return ModelSpec(model=str(path.parent), gguf_file=path.name)
+    folder = Path(text)
+    if (folder / "student" / "config.json").is_file() and not (folder / "config.json").is_file():
+        return ModelSpec(model=str(folder / "student"))
+    pinned = _COMMIT.fullmatch(text)
+    if pinned and not folder.exists():
+        return ModelSpec(model=pinned["model"], revision=pinned["revision"])
+    return ModelSpec(model=text)
+
+
+def sources(words: Sequence[str], text_column: str = "text") -> dict[str, SourceSpec]:
+    """Held-out texts by name, from `PATH` or `NAME=PATH`; a path without a name is called after its file.
+
+    Raises RecipeError where two have one name.
+    """
+    found: dict[str, SourceSpec] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or Path(word).exists():
+            name, path = PurePosixPath(word).stem, word
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "data"
+        if name in found:
+            raise RecipeError(f"--data {word!r}: two texts are called {name!r}; name them as in --data other={path}")
+        found[name] = SourceSpec(path=path, fields=FieldNames(text=text_column))
+    return found
+
+
+def evaluation_spec(overrides: Sequence[str]) -> EvaluationSpec:
+    """The `evaluation` section of a recipe from `FIELD=VALUE` words. Raises RecipeError."""
+    return resolve_section(EvaluationSpec, overrides, "evaluate --set")

@@ -1,0 +1,347 @@
+"""The command line: parse and call, nothing else.
+
+Results go to standard output, progress and errors to standard error. With `--json`, standard output holds exactly one
+JSON object, `{"ok": true, ...}` or `{"ok": false, "error": {...}}`, and standard error JSON lines of progress.
+
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 75 interrupted and resumable by the same command, 130
+interrupted with nothing to resume.
+
+Everything heavy (torch, transformers) is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from lmdistill import __version__
+from lmdistill.console import clean, make_console_progress, to_json
+from lmdistill.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, LmdistillError
+
+EXIT_STOPPED = 130
+"""Interrupted where there is nothing to resume, as shells count it (128 + SIGINT)."""
+
+EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong input, 75 interrupted (the same command resumes), 130 interrupted."
+
+app = typer.Typer(
+    name="lmdistill",
+    help="Distil a large language model into a small one, and prove what the student kept.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/ or lmdistill new.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as in training.max_steps=50. Repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, progress as JSON lines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _answering(*, resumable: bool = False) -> Callable[[Command], Command]:
+    """Turn what a command raises into one clear message and an exit code."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def answered(*args: Any, **options: Any) -> None:
+            debug, as_json = options.get("debug", False), options.get("as_json", False)
+            try:
+                command(*args, **options)
+            except LmdistillError as error:
+                _end(error, clean(str(error), lines=True), error.exit_code, debug, as_json)
+            except KeyboardInterrupt as error:
+                if resumable:
+                    _end(error, "interrupted; the same command resumes", EXIT_INTERRUPTED, debug, as_json)
+                _end(error, "interrupted", EXIT_STOPPED, debug, as_json)
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise
+            except Exception as error:
+                said = " ".join(clean(str(error)).split())
+                what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+                message = f"unexpected error: {what}; run again with --debug and report it"
+                _end(error, message, EXIT_FAILED, debug, as_json)
+
+        return answered  # type: ignore[return-value]
+
+    return decorate
+
+
+@app.command(epilog=EPILOG)
+@_answering(resumable=True)
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Carry out a recipe: build the student, distil, evaluate, report.
+
+    What an earlier run of the same recipe finished is not done again, and training goes on from its last checkpoint.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(recipe)):
+        from lmdistill.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        from lmdistill.pipeline import run_recipe
+    result = run_recipe(loaded, progress=progress)
+    if as_json:
+        _answer(folder=result.folder, report=result.report, summary=result.summary, steps=result.steps)
+    else:
+        _say(result.summary)
+        _say(f"student  {result.folder / 'student'}")
+        _say(f"report   {result.report}")
+
+
+@app.command(epilog=EPILOG)
+@_answering()
+def doctor(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a recipe before anything is spent.
+
+    Teacher and student (tokenizers, vocabularies, licences), data, memory, disk and processor. Exit code 2 if the run
+    would fail.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(recipe)):
+        from lmdistill.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        from lmdistill.doctor import examine
+    found = examine(loaded, progress=progress)
+    sound = all(finding.severity != "error" for finding in found.findings)
+    if as_json:
+        _answer(sound, **found.model_dump(mode="json"))
+    else:
+        from lmdistill import display
+
+        display.show(display.diagnosis(found))
+    if not sound:
+        raise typer.Exit(EXIT_INPUT)
+
+
+@app.command(epilog=EPILOG)
+@_answering()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Folders of models or runs, Hugging Face names, or package:NAME; a GGUF file by its path."),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="[NAME=]PATH", help="Held-out text: a file or a data set. Repeatable."),
+    ],
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Measure agreement with this model and divergence from it.")
+    ] = None,
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the text in the data.")] = "text",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of a recipe's evaluation. Repeatable."),
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamplings.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures to this JSON file.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score models on held-out text.
+
+    Perplexity, bits per byte and calibration, size and speed, and with a teacher agreement with it and divergence from
+    it, all with bootstrap intervals.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start"):
+        from lmdistill.arguments import evaluation_spec, model_spec, sources
+        from lmdistill.pipeline import evaluate_models
+    evaluation = evaluate_models(
+        [model_spec(model) for model in models],
+        teacher=model_spec(teacher) if teacher is not None else None,
+        data=sources(data, text),
+        spec=evaluation_spec(overrides or []),
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    found = evaluation.model_dump(mode="json")
+    if output is not None:
+        from lmdistill.io import write_json
+
+        write_json(output, found)
+    if as_json:
+        _answer(**found)
+    else:
+        from lmdistill import display
+
+        display.show(display.scores(evaluation))
+
+
+@app.command(epilog=EPILOG)
+@_answering()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this method in full.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the published methods, with their papers.
+
+    With a name: one of them, with its formula, its defaults and its traps.
+    """
+    from dataclasses import asdict
+
+    from lmdistill import display
+    from lmdistill.methods import METHODS, find_method
+
+    chosen = find_method(name) if name is not None else None
+    if as_json:
+        _answer(methods=[asdict(method) for method in ([chosen] if chosen else METHODS.values())])
+    else:
+        display.show(display.method_page(chosen) if chosen else display.methods_table(display.width()))
+
+
+@app.command(epilog=EPILOG)
+@_answering()
+def new(
+    method: Annotated[str, typer.Argument(help="A method of the catalogue (lmdistill methods).")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write it (METHOD.yaml); - prints it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented recipe for a method.
+
+    Every field has a comment. It runs as it is, on the demo's model and text; an existing file is left alone.
+    """
+    from lmdistill.methods import find_method
+    from lmdistill.template import recipe_template, write_recipe
+
+    chosen = find_method(method)
+    if output == Path("-"):
+        _say(recipe_template(chosen).removesuffix("\n"))
+        return
+    target = output or Path(f"{chosen.name}.yaml")
+    write_recipe(target, chosen, force)
+    if as_json:
+        _answer(recipe=target)
+    else:
+        _say(f"written: {target}\ncheck it:  lmdistill doctor {target}\nrun it:    lmdistill run {target}")
+
+
+@app.command(epilog=EPILOG)
+@_answering()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The page that compares several runs.")
+    ] = Path("comparison.html"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the report page of a run again, or compare runs.
+
+    With one folder: its report.html. With several: one page that puts the runs side by side.
+    """
+    from lmdistill.report import compare_runs, write_report
+
+    page = write_report(folders[0]) if len(folders) == 1 else compare_runs(folders, output)
+    if as_json:
+        _answer(report=page)
+    else:
+        _say(str(page))
+
+
+@app.command(epilog=EPILOG)
+@_answering()
+def version(as_json: Json = False, debug: Debug = False) -> None:
+    """Show versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    found: dict[str, Any] = {"lmdistill": __version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "accelerate", "datasets"):
+        try:
+            found[package] = version_of(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    if as_json:
+        _answer(**found)
+    else:
+        from lmdistill import display
+
+        display.show(display.facts(found))
+
+
+def main() -> NoReturn:
+    """The entry point: `lmdistill`, `python -m lmdistill`."""
+    if "--debug" not in sys.argv:
+        _calm_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a run
+    try:
+        app(prog_name="lmdistill")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`lmdistill methods | head`). Python flushes once more at exit: give it nowhere to fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    sys.exit(0)
+
+
+def _say(text: str) -> None:
+    typer.echo(clean(text, lines=True))
+
+
+def _answer(ok: bool = True, **fields: Any) -> None:
+    """The one JSON object of `--json`."""
+    typer.echo(to_json({"ok": ok, **fields}))
+
+
+def _end(error: BaseException, message: str, code: int, debug: bool, as_json: bool) -> NoReturn:
+    """Say what went wrong, once, and end."""
+    if debug:
+        traceback.print_exception(error)
+    if as_json:
+        _answer(False, error={"kind": type(error).__name__, "message": message}, exit_code=code)
+    else:
+        typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code) from None
+
+
+def _calm_libraries() -> None:
+    """Keep the chatter of libraries out of our output; what matters of it is told as a note or a warning."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,187 @@
+"""What commands print on standard output: the catalogue, findings, scores. Each function draws, none decides."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lmdistill.console import clean
+from lmdistill.methods import METHODS, Method
+from lmdistill.yamltext import write_yaml
+
+if TYPE_CHECKING:
+    from lmdistill.doctor import Diagnosis
+    from lmdistill.evaluation import Evaluation
+    from lmdistill.evaluation.results import Interval, ModelScores
+
+_PIPE_WIDTH = 120
+_MARKS = {"ok": ("✓", "green"), "note": ("·", "cyan"), "warning": ("!", "yellow"), "error": ("✗", "bold red")}
+
+
+def show(renderable: RenderableType) -> None:
+    """Print on standard output; in a pipe without colours and without spaces at the ends of lines."""
+    console = _console()
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def width() -> int:
+    """Columns of standard output: the terminal's; in a pipe what COLUMNS says, or 120."""
+    return _console().width
+
+
+def _console() -> Console:
+    columns = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else _PIPE_WIDTH
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=columns)
+
+
+def methods_table(columns: int) -> RenderableType:
+    """The catalogue: name, what it is, and where it was published; without the authors where that is too wide."""
+    wide = columns >= 100
+    table = _table()
+    for title, style in (("method", "bold"), ("what it is", ""), *([("paper", "")] if wide else []), ("arXiv", "dim")):
+        table.add_column(title, style=style, no_wrap=title != "what it is")
+    for method in METHODS.values():
+        paper = method.paper
+        author = [f"{paper.authors} {paper.year}"] if wide else []
+        table.add_row(method.name, method.title, *author, paper.arxiv or "")
+    end = Text("lmdistill methods NAME shows one in full, lmdistill new NAME writes a recipe.", style="dim")
+    return Group(table, "", end)
+
+
+def method_page(method: Method) -> RenderableType:
+    """One method: summary, formula, defaults, notes, citation."""
+    names = f"  (also: {', '.join(method.aliases)})" if method.aliases else ""
+    parts: list[RenderableType] = [
+        Text.assemble((method.name, "bold"), f"  {method.title}", (names, "dim")),
+        "",
+        Text(method.summary),
+        "",
+        Text(f"    {method.formula}", style="cyan"),
+        Text("    p is the teacher's distribution, q the student's", style="dim"),
+        "",
+        Text("Defaults", style="bold"),
+        Padding(Text(write_yaml(dict(method.fragment)).rstrip()), (0, 0, 0, 4)),
+        "",
+        Text("Notes", style="bold"),
+        *(_note(note) for note in method.notes),
+        "",
+        Text("Paper", style="bold"),
+        Padding(Text(f"{method.paper.title}. {method.paper.citation}"), (0, 0, 0, 4)),
+        Padding(Text(method.paper.link, style="dim", no_wrap=True, overflow="ignore"), (0, 0, 0, 4)),
+    ]
+    return Group(*parts)
+
+
+def diagnosis(found: Diagnosis) -> RenderableType:
+    """Findings with their remedies, and the memory estimate term by term."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(ratio=1)
+    for finding in found.findings:
+        mark, colour = _MARKS[finding.severity]
+        text = Text(clean(finding.message, lines=True))
+        if finding.fix:
+            text.append(f"\n→ {clean(finding.fix, lines=True)}", style="cyan")
+        table.add_row(Text(mark, style=colour), clean(finding.check), text)
+    if not found.memory:
+        return table
+    memory = Table.grid(padding=(0, 2))
+    memory.add_column()
+    memory.add_column(justify="right")
+    for term in found.memory:
+        memory.add_row(clean(term.term), size(term.bytes))
+    memory.add_row(Text("together", style="bold"), Text(size(sum(term.bytes for term in found.memory)), style="bold"))
+    return Group(table, "", Text("Memory", style="bold"), Padding(memory, (0, 0, 0, 2)))
+
+
+_COLUMNS = (
+    ("perplexity", "perplexity", 1),
+    ("bits/byte", "bits_per_byte", 1),
+    ("accuracy %", "accuracy", 100),
+    ("ECE %", "calibration_error", 100),
+    ("agreement %", "agreement", 100),
+    ("KL(t‖s)", "forward_kl", 1),
+)
+
+
+def scores(evaluation: Evaluation) -> RenderableType:
+    """One table for each held-out text, a row for each model; the interval stands under the value."""
+    parts: list[RenderableType] = []
+    names = list(dict.fromkeys(name for model in evaluation.models for name in model.texts))
+    for name in names:
+        models = [model for model in evaluation.models if name in model.texts]
+        parts += [_scores_of(name, models), ""]
+    sizes = _table()
+    for title in ("model", "parameters", "saved", "prefill/s", "decode/s", "peak memory"):
+        sizes.add_column(title, justify="left" if title == "model" else "right")
+    for model in evaluation.models:
+        cost = model.efficiency
+        if cost is not None:
+            numbers = (f"{cost.parameters:,}", size(cost.bytes), f"{cost.prefill_tokens_per_second:,.0f}")
+            rest = (f"{cost.decode_tokens_per_second:,.1f}", size(cost.peak_memory_bytes))
+            sizes.add_row(clean(model.label), *numbers, *rest)
+    if sizes.row_count:
+        parts += [sizes, ""]
+    interval = f"{evaluation.confidence:.0%} intervals from {evaluation.bootstrap_samples:,} resamplings of sequences"
+    return Group(*parts, Text(interval, style="dim"))
+
+
+def _scores_of(name: str, models: list[ModelScores]) -> Table:
+    first = models[0].texts[name]
+    title = Text.assemble((clean(name), "bold"), (f"  {first.tokens:,} tokens in {first.sequences:,} sequences", "dim"))
+    table = _table(title=title, title_justify="left")
+    table.add_column("model")
+    columns = [column for column in _COLUMNS if any(getattr(model.texts[name], column[1]) for model in models)]
+    for label, _, _ in columns:
+        table.add_column(label, justify="right")
+    for model in models:
+        found = model.texts[name]
+        table.add_row(clean(model.label), *(_interval(getattr(found, key), factor) for _, key, factor in columns))
+    return table
+
+
+def _interval(value: Interval | None, factor: float) -> Text:
+    if value is None:
+        return Text("", justify="right")
+    low, high = value.low * factor, value.high * factor
+    return Text.assemble(f"{value.value * factor:,.4g}", (f"\n{low:,.4g}–{high:,.4g}", "dim"), justify="right")
+
+
+def size(amount: float) -> str:
+    """Bytes in the unit that suits them: `81 MiB`, `1.4 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(amount) < 1024:
+            return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 10 else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:,.1f} TiB"
+
+
+def facts(pairs: Mapping[str, Any]) -> RenderableType:
+    """Names and values, one a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        table.add_row(Text(name, style="bold"), Text(clean(str(value)), overflow="fold"))
+    return table
+
+
+def _note(text: str) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row("  -", Text(text))
+    return grid
+
+
+def _table(**options: Any) -> Table:
+    return Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0), **options)
