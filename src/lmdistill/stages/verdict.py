@@ -44,7 +44,7 @@ def judge(
     if context.folder.is_done(STAGE, key) and file.is_file():
         return Evaluation.model_validate(read_json(file)), True
     with context.stage(STAGE, key, "against the teacher and the baselines") as facts:
-        subjects = [_teacher(context)]
+        subjects = [Subject(role="teacher", label="teacher", model=context.teacher)]
         for role, result in results.items():
             subjects.append(_subject(context, role, result.folder, student.kept_ids))
         evaluation = evaluate(
@@ -61,13 +61,7 @@ def judge(
     return evaluation, False
 
 
-def _teacher(context: Context) -> Subject:
-    path = Path(context.recipe.teacher.model)
-    folder = path if path.is_dir() and context.recipe.teacher.gguf_file is None else None
-    return Subject(role="teacher", label="teacher", model=context.teacher, folder=folder, kept_ids=None)
-
-
 def _subject(context: Context, role: Role, folder: Path, kept_ids: Tensor | None) -> Subject:
     labels = {"student": "student", "none": "student, not trained", "sft": "student, fine-tuned without the teacher"}
     model = load_model(ModelSpec(model=str(folder)), dtype=context.fast_dtype, device=context.device)
-    return Subject(role=role, label=labels[role], model=model, folder=folder, kept_ids=kept_ids)
+    return Subject(role=role, label=labels[role], model=model, kept_ids=kept_ids)

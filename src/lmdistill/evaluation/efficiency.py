@@ -1,0 +1,76 @@
+"""How large and how fast a model is on this machine, in the number format in which it is loaded."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from transformers import PreTrainedModel
+
+from lmdistill.errors import ModelError
+from lmdistill.evaluation.results import Efficiency
+from lmdistill.models import count_parameters, quiet_transformers
+from lmdistill.recipe import SpeedSpec
+
+
+def measure_efficiency(model: PreTrainedModel, spec: SpeedSpec) -> Efficiency:
+    """Parameters, bytes, tokens/s (medians) and the peak memory of a fresh process that uses the model."""
+    prefill, decode = _speed(model, spec)
+    table = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    parameters = list(model.parameters())
+    return Efficiency(
+        parameters=count_parameters(model),
+        embedding_parameters=table.numel() + (0 if head is table else head.numel()),
+        bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        prefill_tokens_per_second=prefill,
+        decode_tokens_per_second=decode,
+        peak_memory_bytes=peak_memory(model, spec),
+        dtype=str(parameters[0].dtype).removeprefix("torch."),
+    )
+
+
+def peak_memory(model: PreTrainedModel, spec: SpeedSpec) -> int:
+    """Peak resident bytes of a process of its own that loads these weights and generates as in the speed test."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        command = [sys.executable, "-m", "lmdistill.evaluation.memory_probe", folder]
+        command += [str(spec.prompt_tokens), str(spec.new_tokens), str(model.dtype).removeprefix("torch.")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise ModelError(f"the process that measures memory failed: {last}")
+    return int(done.stdout.split()[-1])
+
+
+@torch.no_grad()
+def _speed(model: PreTrainedModel, spec: SpeedSpec) -> tuple[float, float]:
+    """Prompt tokens read and new tokens written a second; batch of one, greedy, with a key-value cache."""
+    room = getattr(model.config, "max_position_embeddings", None) or spec.prompt_tokens + spec.new_tokens
+    prompt_tokens = max(1, min(spec.prompt_tokens, room - spec.new_tokens))
+    random = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, model.config.vocab_size, (1, prompt_tokens), generator=random).to(model.device)
+    prefill, decode = [], []
+    for repeat in range(spec.repeats + 1):
+        start = _now(model.device)
+        out = model(prompt, use_cache=True, logits_to_keep=1)
+        middle = _now(model.device)
+        for _ in range(spec.new_tokens):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+        end = _now(model.device)
+        if repeat:  # the first one warms up
+            prefill.append(prompt_tokens / (middle - start))
+            decode.append(spec.new_tokens / (end - middle))
+    return statistics.median(prefill), statistics.median(decode)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,31 @@
+"""Run as a process of its own: load a model, read a prompt, write some tokens, print the peak resident bytes.
+
+python -m lmdistill.evaluation.memory_probe FOLDER PROMPT_TOKENS NEW_TOKENS DTYPE
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from lmdistill.models import load_model
+from lmdistill.recipe import ModelSpec
+
+
+@torch.no_grad()
+def main(folder: str, prompt_tokens: int, new_tokens: int, dtype: str) -> int:
+    """The peak resident memory of this process in bytes."""
+    model = load_model(ModelSpec(model=folder), dtype=getattr(torch, dtype), device=torch.device("cpu"))
+    room = getattr(model.config, "max_position_embeddings", None) or prompt_tokens + new_tokens
+    prompt = torch.zeros(1, max(1, min(prompt_tokens, room - new_tokens)), dtype=torch.long)
+    out = model(prompt, use_cache=True, logits_to_keep=1)
+    for _ in range(new_tokens):
+        out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux, bytes on macOS
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])}\n")
