@@ -41,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/ or lmdistill new.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; see recipes/ or lmdistill new.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as in training.max_steps=50. Repeatable."),
@@ -146,7 +146,10 @@ def doctor(
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(help="Folders of models or runs, Hugging Face names, or package:NAME; a GGUF file by its path."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Folders of models or runs, Hugging Face names, or package:NAME; a GGUF file by its path.",
+        ),
     ],
     data: Annotated[
         list[str],
@@ -203,7 +206,7 @@ def evaluate(
 @app.command(epilog=EPILOG)
 @_answering()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this method in full.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -226,7 +229,7 @@ def methods(
 @app.command(epilog=EPILOG)
 @_answering()
 def new(
-    method: Annotated[str, typer.Argument(help="A method of the catalogue (lmdistill methods).")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method of the catalogue (lmdistill methods).")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to write it (METHOD.yaml); - prints it."),
@@ -257,7 +260,7 @@ def new(
 @app.command(epilog=EPILOG)
 @_answering()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Run folders.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page that compares several runs.")
     ] = Path("comparison.html"),
@@ -303,17 +306,24 @@ def main() -> NoReturn:
     """The entry point: `lmdistill`, `python -m lmdistill`."""
     if "--debug" not in sys.argv:
         _calm_libraries()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a run
+    code: int | str | None = 0
     try:
         app(prog_name="lmdistill")
+    except SystemExit as end:
+        code = end.code
+    try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (`lmdistill methods | head`). Python flushes once more at exit: give it nowhere to fail.
+    except OSError:
+        # The reader has gone (`lmdistill methods | head`). Python flushes once more at exit: let that not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
-    sys.exit(0)
+        code = code or EXIT_FAILED
+    sys.exit(code)
 
 
 def _say(text: str) -> None:
