@@ -1,0 +1,467 @@
+"""Is this combination of teacher, student, data and machine sound? Asked before anything is spent.
+
+Only configurations, tokenizers and first rows are read; no weights are loaded. Every finding says what is wrong with
+both numbers and what to do; all are collected before anything is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+
+from lmdistill.errors import LmdistillError, ModelError, RecipeError, TokenizerMismatch
+from lmdistill.models import (
+    bfloat16_speedup,
+    fastest_dtype,
+    load_config,
+    load_tokenizer,
+    pick_device,
+    quiet_transformers,
+    resolve_path,
+)
+from lmdistill.objectives import find_divergence
+from lmdistill.objectives.chunked import CHUNK_BYTES
+from lmdistill.objectives.rows import compiler_works
+from lmdistill.progress import Progress
+from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
+from lmdistill.training.arguments import DEFAULTS, training_arguments
+
+Severity = Literal["ok", "note", "warning", "error"]
+
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "  leading and   inner spaces\tand tabs\n\nnew lines  ",
+    "def f(x):\n    return {'a': x ** 2, \"b\": [1, 2.5e-3]}  # code",
+    "Ünïcödé naïve café — “quotes” … 漢字 かな 한국어 Привет עברית العربية",
+    "👩‍👩‍👧 🏳️‍🌈 e\u0301 ﬁ ½ \u200b zero width",
+    "1234567890 3.14159 1,000,000 2026-11-24",
+    "ANTIDISESTABLISHMENTARIANISM CamelCaseWords snake_case http://example.org/?q=1&r=2",
+)
+_CONDITIONAL = ("llama", "gemma")
+
+
+class Finding(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    check: str
+    severity: Severity
+    message: str
+    fix: str = ""
+
+
+class MemoryTerm(BaseModel):
+    """One part of the memory estimate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    term: str
+    bytes: int
+
+
+class Diagnosis(BaseModel):
+    """Everything that was found, and the memory estimate term by term."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    findings: list[Finding] = []
+    memory: list[MemoryTerm] = []
+
+    def raise_for_errors(self) -> None:
+        """Raise one error with all that must be mended: TokenizerMismatch, ModelError or RecipeError."""
+        errors = [finding for finding in self.findings if finding.severity == "error"]
+        if not errors:
+            return
+        text = "; ".join(f"{found.check}: {found.message}" + (f" {found.fix}" if found.fix else "") for found in errors)
+        checks = {found.check for found in errors}
+        if "tokenizer" in checks:
+            raise TokenizerMismatch(text)
+        raise (ModelError if checks & {"teacher", "student"} else RecipeError)(text)
+
+
+def examine(recipe: Recipe, *, progress: Progress | None = None) -> Diagnosis:
+    """Check a recipe against its models, its data and this machine."""
+    doctor = _Doctor(recipe)
+    with (progress or Progress()).task("checks", total=len(doctor.checks), unit="checks") as task:
+        for check in doctor.checks:
+            try:
+                check()
+            except LmdistillError as error:
+                doctor.say(check.__name__.lstrip("_"), "error", str(error))
+            task.advance()
+    return doctor.diagnosis
+
+
+class _Doctor:
+    """Runs the checks in order; later ones use what earlier ones loaded, where they could."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.diagnosis = Diagnosis()
+        self.teacher_config: PreTrainedConfig | None = None
+        self.student_config: PreTrainedConfig | None = None
+        self.teacher_tokenizer: PreTrainedTokenizerBase | None = None
+        self.checks: list[Callable[[], None]] = [
+            self._teacher,
+            self._student,
+            self._tokenizer,
+            self._vocabulary,
+            self._length,
+            self._objective,
+            self._training,
+            self._data,
+            self._precision,
+            self._licence,
+            self._memory,
+            self._disk,
+        ]
+
+    def say(self, check: str, severity: Severity, message: str, fix: str = "") -> None:
+        """Record a finding."""
+        self.diagnosis.findings.append(Finding(check=check, severity=severity, message=message, fix=fix))
+
+    def _teacher(self) -> None:
+        self.teacher_config = load_config(self.recipe.teacher)
+        self.teacher_tokenizer = load_tokenizer(self.recipe.teacher)
+        count = _parameters(self.teacher_config)
+        self.say(
+            "teacher",
+            "ok",
+            f"{self.recipe.teacher.model}: {self.teacher_config.model_type}, {_short(count)} parameters",
+        )
+
+    def _student(self) -> None:
+        if self.teacher_config is None:
+            return
+        self.student_config = student_config(self.recipe, self.teacher_config)
+        count, whole = _parameters(self.student_config), _parameters(self.teacher_config)
+        self.say("student", "ok", f"{_short(count)} parameters, {count / whole:.0%} of the teacher's")
+
+    def _tokenizer(self) -> None:
+        spec = self.recipe.student
+        if spec.start != "pretrained" or spec.model is None or self.teacher_tokenizer is None:
+            self.say("tokenizer", "ok", "the student uses the teacher's")
+            return
+        student = load_tokenizer(spec.model)
+        differences = tokenizer_differences(self.teacher_tokenizer, student)
+        if differences and any(
+            stage.objective and stage.objective.needs_teacher for stage in recipe_stages(self.recipe)
+        ):
+            fix = "Use a student of the teacher's family, one cut from it, or text of the teacher's (method: seqkd)."
+            self.say("tokenizer", "error", f"teacher and student cut text differently: {differences[0]}.", fix)
+        elif differences:
+            self.say("tokenizer", "note", f"teacher's and student's differ ({differences[0]}); the objective allows it")
+        else:
+            self.say("tokenizer", "ok", f"the same ids for {len(PROBES)} probes and all special tokens")
+        if self.teacher_tokenizer.chat_template != student.chat_template:
+            self.say("chat template", "warning", "teacher's and student's differ: chat rows use the student's")
+
+    def _vocabulary(self) -> None:
+        if self.teacher_tokenizer is None:
+            return
+        real = len(self.teacher_tokenizer)
+        for name, config in (("teacher", self.teacher_config), ("student", self.student_config)):
+            rows = getattr(config, "vocab_size", None)
+            if rows is None or (name == "student" and self.recipe.student.vocabulary is not None):
+                continue
+            if rows < real:
+                self.say(
+                    "vocabulary",
+                    "error",
+                    f"the {name}'s head has {rows} rows but its tokenizer {real} ids.",
+                    "Get the model anew.",
+                )
+            elif rows > real:
+                self.say(
+                    "vocabulary",
+                    "note",
+                    f"{rows - real} of the {name}'s {rows} rows are padding: left out of every sum",
+                )
+
+    def _length(self) -> None:
+        wanted = self.recipe.data.max_length
+        for name, config in (("teacher", self.teacher_config), ("student", self.student_config)):
+            room = getattr(config, "max_position_embeddings", None)
+            if room is not None and wanted > room:
+                self.say(
+                    "length",
+                    "error",
+                    f"data.max_length = {wanted}, but the {name} reads at most {room} tokens.",
+                    f"Lower it to {room}.",
+                )
+
+    def _objective(self) -> None:
+        for place, stage in enumerate(recipe_stages(self.recipe)):
+            if stage.objective is not None:
+                self._terms(stage.objective, f"stages.{place}" if self.recipe.stages else "objective")
+
+    def _terms(self, spec: ObjectiveSpec, place: str) -> None:
+        try:
+            find_divergence(spec.divergence.kind, **spec.divergence.parameters)
+        except ValueError as error:
+            self.say("objective", "error", f"{place}: {error}")
+        if spec.hidden_cosine.weight and self.teacher_config is not None and self.student_config is not None:
+            sizes = [config.get_text_config().hidden_size for config in (self.teacher_config, self.student_config)]
+            if sizes[0] != sizes[1]:
+                fix = "Keep the width, or set objective.hidden_cosine.weight to 0."
+                self.say(
+                    "objective",
+                    "error",
+                    f"hidden_cosine needs equal widths: teacher {sizes[0]}, student {sizes[1]}.",
+                    fix,
+                )
+
+    def _training(self) -> None:
+        device = pick_device(self.recipe.machine.device)
+        with tempfile.TemporaryDirectory() as folder:
+            for stage in recipe_stages(self.recipe):
+                training_arguments(
+                    stage.training,
+                    folder=Path(folder),
+                    seed=self.recipe.seed,
+                    device=device,
+                    fast_dtype=fastest_dtype(device),
+                )
+        self.say("training", "ok", "transformers accepts the arguments")
+
+    def _data(self) -> None:
+        sources = [source for stage in recipe_stages(self.recipe) for source in stage.train or []]
+        for source in [*sources, *self.recipe.data.evaluation.values()]:
+            resolve_path(source.path)
+        if not self.recipe.data.evaluation:
+            fix = "Add data.evaluation, best with text from another source too."
+            self.say("data", "warning", "no held-out text: nothing can be said about what was kept.", fix)
+
+    def _precision(self) -> None:
+        device = pick_device(self.recipe.machine.device)
+        if device.type == "cpu":
+            ratio = bfloat16_speedup()
+            fast = "bfloat16" if fastest_dtype(device) == torch.bfloat16 else "float32"
+            self.say(
+                "precision",
+                "ok",
+                f"this processor multiplies {ratio:.1f} times as fast in bfloat16 as in float32: {fast}",
+            )
+            if fast == "float32" and any(stage.training.get("bf16") for stage in recipe_stages(self.recipe)):
+                self.say(
+                    "precision",
+                    "warning",
+                    f"training.bf16 is on, but bfloat16 is {ratio:.1f} times as fast.",
+                    "Leave it out.",
+                )
+        if self.recipe.machine.compile and not compiler_works(device.type):
+            self.say("compiler", "warning", "torch.compile does not work here: the loss runs slower.", "Install g++.")
+
+    def _licence(self) -> None:
+        specs = {"teacher": self.recipe.teacher}
+        if self.recipe.student.model is not None:
+            specs["student"] = self.recipe.student.model
+        for name, spec in specs.items():
+            licence = licence_of(spec)
+            if licence is None:
+                fix = "Read its terms before you share a student of it."
+                self.say("licence", "note", f"the {name}'s licence is not stated in its files.", fix)
+            elif any(word in licence.lower() for word in _CONDITIONAL):
+                self.say(
+                    "licence",
+                    "note",
+                    f"the {name}'s licence ({licence}) sets conditions for models made with it.",
+                    "Read it.",
+                )
+            else:
+                self.say("licence", "ok", f"{name}: {licence}")
+
+    def _memory(self) -> None:
+        if self.teacher_config is None or self.student_config is None:
+            return
+        self.diagnosis.memory = memory_terms(self.recipe, self.teacher_config, self.student_config)
+        total = sum(term.bytes for term in self.diagnosis.memory)
+        limit = self.recipe.machine.memory_limit_gib
+        room = int(limit * 2**30) if limit else _free_memory(pick_device(self.recipe.machine.device))
+        message = f"about {_gib(total)} of {_gib(room)}"
+        fix = "Lower training.per_device_train_batch_size or data.max_length, or set gradient_checkpointing."
+        if total > room:
+            self.say("memory", "error", f"{message}: it will not fit.", fix)
+        elif total > 0.8 * room:
+            self.say("memory", "warning", f"{message}: it may not fit.", fix)
+        else:
+            self.say("memory", "ok", message)
+
+    def _disk(self) -> None:
+        if self.student_config is None:
+            return
+        weights = 4 * _parameters(self.student_config)
+        keep = int(self.recipe.training.get("save_total_limit", DEFAULTS["save_total_limit"])) + 1
+        needed = keep * 3 * weights + 4 * weights
+        folder = self.recipe.folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            fix = "Free space, choose another folder with `runs`, or lower training.save_total_limit."
+            self.say("disk", "error", f"about {_gib(needed)} are needed and {_gib(free)} are free in {folder}.", fix)
+        else:
+            self.say("disk", "ok", f"at most about {_gib(needed)} of {_gib(free)} free")
+
+
+def tokenizer_differences(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> list[str]:
+    """In what two tokenizers differ, worst first; empty where they give the same ids to the same text."""
+    found = list(_probe_differences(teacher, student))
+    left, right = teacher.get_vocab(), student.get_vocab()
+    other = [token for token in left if right.get(token) != left[token]]
+    extra = [token for token in right if token not in left]
+    if other or extra:
+        shown = ", ".join(f"{token!r} {left.get(token)}/{right.get(token)}" for token in [*other, *extra][:5])
+        found.append(f"{len(other) + len(extra)} ids differ (teacher/student): {shown}")
+    for name in ("bos_token", "eos_token", "unk_token"):
+        if getattr(teacher, name, None) != getattr(student, name, None):
+            found.append(f"{name} is {getattr(teacher, name, None)!r} and {getattr(student, name, None)!r}")
+    return found
+
+
+def _probe_differences(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> Iterator[str]:
+    for probe in PROBES:
+        ours, theirs = teacher(probe)["input_ids"], student(probe)["input_ids"]
+        if ours != theirs:
+            pairs = [f"{a}/{b}" for a, b in zip(ours, theirs, strict=False) if a != b][:5]
+            yield f"{probe[:24]!r} gives {len(ours)} and {len(theirs)} tokens (first differing ids {', '.join(pairs)})"
+
+
+def student_config(recipe: Recipe, teacher: PreTrainedConfig) -> PreTrainedConfig:
+    """The student's configuration as it will be. Raises RecipeError where its sizes do not fit the teacher's."""
+    spec = recipe.student
+    config = load_config(spec.model) if spec.model is not None else type(teacher).from_dict(teacher.to_dict())
+    values = {**config.to_dict(), **spec.config}
+    kept = len(spec.layers) if spec.layers is not None else spec.depth.keep if spec.depth is not None else None
+    depth = config.num_hidden_layers
+    if kept is not None and kept > depth:
+        raise RecipeError(f"{kept} layers are to be kept, but there are {depth}; lower student.depth.keep")
+    if spec.layers is not None and max(spec.layers, default=0) >= depth:
+        raise RecipeError(f"student.layers names layer {max(spec.layers)}, but there are 0 to {depth - 1}")
+    names = {
+        "n_layer": "num_hidden_layers",
+        "n_embd": "hidden_size",
+        "n_inner": "intermediate_size",
+        "n_head": "num_attention_heads",
+    }
+    gpt2 = {new: old for old, new in names.items()} if config.model_type == "gpt2" else {}
+
+    def put(name: str, value: Any) -> None:
+        values[gpt2.get(name, name)] = value
+
+    if kept is not None:
+        put("num_hidden_layers", kept)
+        for name in ("layer_types", "no_rope_layers", "mlp_layer_types"):
+            values.pop(name, None)
+    width = spec.width
+    if width is not None:
+        heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        if width.heads is not None:
+            per_group = heads // groups
+            if width.heads % per_group:
+                raise RecipeError(
+                    f"student.width.heads = {width.heads} is not a multiple of {per_group}, a group's size"
+                )
+            put("num_attention_heads", width.heads)
+            if not gpt2:
+                values["num_key_value_heads"] = width.heads // per_group
+        put(
+            "intermediate_size",
+            width.intermediate or getattr(config, "intermediate_size", None) or values.get("n_inner"),
+        )
+        put("hidden_size", width.hidden or config.hidden_size)
+        if not gpt2:
+            values["head_dim"] = head_size
+    try:
+        return type(config).from_dict(values)
+    except Exception as error:  # transformers validates with classes of its own
+        raise RecipeError(f"student: these sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
+
+
+def memory_terms(recipe: Recipe, teacher: PreTrainedConfig, student: PreTrainedConfig) -> list[MemoryTerm]:
+    """The memory of a training step, term by term, in bytes; an estimate from above for the activations."""
+    needs_teacher = any(stage.objective and stage.objective.needs_teacher for stage in recipe_stages(recipe))
+    fast = 2 if fastest_dtype(pick_device(recipe.machine.device)) == torch.bfloat16 else 4
+    weights = _parameters(student)
+    trained = weights if recipe.student.lora is None else max(1, weights // 50)
+    rows = int(recipe.training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
+    tokens = rows * recipe.data.max_length
+    size = student.get_text_config()
+    inner = getattr(size, "intermediate_size", None) or getattr(size, "n_inner", None) or 4 * size.hidden_size
+    layers = 1 if recipe.training.get("gradient_checkpointing") else size.num_hidden_layers
+    activations = (
+        tokens * layers * (12 * size.hidden_size + 4 * inner) * fast
+        + tokens * size.num_hidden_layers * size.hidden_size * fast
+    )
+    return [
+        MemoryTerm(term="teacher's weights", bytes=fast * _parameters(teacher) if needs_teacher else 0),
+        MemoryTerm(term="student's weights", bytes=4 * weights),
+        MemoryTerm(term="gradients", bytes=4 * trained),
+        MemoryTerm(term="optimiser (two moments)", bytes=8 * trained),
+        MemoryTerm(term="activations", bytes=activations),
+        MemoryTerm(
+            term="head in the fast format", bytes=fast * student.get_text_config().vocab_size * size.hidden_size
+        ),
+        MemoryTerm(term="loss engine's chunks", bytes=CHUNK_BYTES),
+        MemoryTerm(term="libraries", bytes=700 * 2**20),
+    ]
+
+
+def licence_of(spec: ModelSpec) -> str | None:
+    """The licence that a model's files state: a model card, a LICENSE file, or a package's metadata."""
+    folder = Path(resolve_path(spec.model)).expanduser()
+    card = folder / "README.md"
+    if card.is_file():
+        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
+            if line.startswith(("license:", "license_name:")):
+                return line.partition(":")[2].strip()
+    if spec.model.startswith("package:"):
+        from importlib.metadata import PackageNotFoundError, metadata
+
+        name = spec.model.removeprefix("package:").partition("/")[0].replace("_", "-")
+        try:
+            fields = metadata(name)
+        except PackageNotFoundError:
+            return None
+        stated = fields.get("License-Expression") or fields.get("License")
+        return f"{stated} (stated by the package {name})" if stated else None
+    for path in sorted(folder.glob("LICENSE*")) if folder.is_dir() else ():
+        first = next((line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()), "")
+        return first[:80] or None
+    config = folder / "config.json"
+    if config.is_file():
+        stated = json.loads(config.read_text(encoding="utf-8")).get("license")
+        return str(stated) if stated else None
+    return None
+
+
+def _parameters(config: PreTrainedConfig) -> int:
+    """Number of parameters of a model with this configuration; nothing is allocated."""
+    with torch.device("meta"), quiet_transformers():
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _short(count: float) -> str:
+    return f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.2f} B"
