@@ -50,7 +50,18 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
+class _InlineDumper(_Dumper):
+    """A _Dumper that keeps line breaks out of the line."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A string; in double quotes, where line breaks are escaped, if it has any."""
+        if "\n" in text:
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+        return super().represent_text(text)
+
+
 _Dumper.add_representer(str, _Dumper.represent_text)
+_InlineDumper.add_representer(str, _InlineDumper.represent_text)
 
 _REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp", "value")}
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
@@ -66,6 +77,7 @@ def _resolvers(base: _Resolvers) -> _Resolvers:
 
 _Loader.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
 _Dumper.yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
+_InlineDumper.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers
 
 
 def read_yaml(text: str) -> Any:
@@ -87,5 +99,7 @@ def write_yaml(value: Any) -> str:
 
 def write_inline(value: Any) -> str:
     """`write_yaml` on one line, for a value inside a file that is put together line by line."""
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=True)
+    text = yaml.dump(
+        value, Dumper=_InlineDumper, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=True
+    )
     return text.removesuffix("\n").removesuffix("\n...")

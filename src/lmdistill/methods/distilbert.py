@@ -24,7 +24,8 @@ METHOD = Method(
     example={"student": {"depth": {"keep": 15}}},
     notes=(
         "Set student.depth.keep to half of the teacher's layers; they are taken evenly spaced, with the first and the "
-        "last among them, as in the released code (0, 2, 4, 7, 9 and 11 of 12).",
+        "last among them, as in the released code (0, 2, 4, 7, 9 and 11 of 12). To name them "
+        "yourself, write student.layers and student.depth: null.",
         "Published for BERT with masked-token cross-entropy; a causal model has the ordinary one in its place. The "
         "weights 5, 2 and 1 are those of the released training command.",
         "The hidden states are compared as they are, so the student must keep the teacher's width.",

@@ -1,0 +1,169 @@
+"""The catalogue: every method is cited, resolves to what its publication says, and has a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmdistill.errors import RecipeError
+from lmdistill.methods import METHODS, Method, Paper, find_method
+from lmdistill.recipe import DIVERGENCE_PARAMETERS, Recipe, load_recipe, recipe_stages, resolve_recipe
+
+ROOT = Path(__file__).parents[2]
+BASE = {"teacher": {"model": "t"}, "data": {"train": [{"path": "d"}]}, "student": {"depth": {"keep": 4}}}
+
+# What each publication minimises: divergence, weight, parameters, temperature, tau², cross-entropy, hidden cosine.
+OBJECTIVES: dict[str, tuple[Any, ...]] = {
+    "sft": ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
+    "hinton_kd": ("forward_kl", 1.0, {}, 2.0, True, 0.5, 0.0),
+    "forward_kl": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "reverse_kl": ("reverse_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "jsd": ("jsd", 1.0, {"teacher_weight": 0.5}, 1.0, False, 0.0, 0.0),
+    "total_variation": ("total_variation", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "skew_kl": ("skew_forward_kl", 1.0, {"alpha": 0.1}, 1.0, False, 0.0, 0.0),
+    "skew_reverse_kl": ("skew_reverse_kl", 1.0, {"alpha": 0.1}, 1.0, False, 0.0, 0.0),
+    "akl": ("adaptive_kl", 1.0, {"mu": 0.5}, 1.0, False, 0.0, 0.0),
+    "abkd": ("alpha_beta", 1.0, {"alpha": 0.2, "beta": 0.7}, 1.0, False, 0.0, 0.0),
+    "taid": ("taid", 1.0, {"start": 0.4, "end": 1.0, "alpha": 5e-4, "momentum": 0.99}, 1.0, False, 0.0, 0.0),
+    "seqkd": ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
+    "distilbert": ("forward_kl", 5.0, {}, 2.0, True, 2.0, 1.0),
+    "minitron": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "minima": ("forward_kl", 0.5, {}, 1.0, False, 0.5, 0.0),
+}
+
+
+def resolved(name: str) -> Recipe:
+    return resolve_recipe({**BASE, "method": name})
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_is_cited_and_explained(method: Method) -> None:
+    assert method.paper.title
+    assert method.paper.authors
+    assert 2014 < method.paper.year < 2030
+    if method.paper.arxiv:
+        assert re.fullmatch(r"\d{4}\.\d{5}", method.paper.arxiv)
+        # The number tells the year of the first version.
+        assert int(method.paper.arxiv[:2]) + 2000 == method.paper.year
+    assert method.paper.link.startswith("https://")
+    assert method.summary.endswith(".")
+    assert method.formula.startswith("L = ")
+    assert all(note.endswith(".") for note in method.notes)
+    assert len(method.notes) >= 2
+
+
+def test_the_objective_of_every_method_is_the_published_one() -> None:
+    assert set(OBJECTIVES) | {"pretrained_distillation"} == set(METHODS)
+    for name, expected in OBJECTIVES.items():
+        objective = resolved(name).objective
+        term = objective.divergence
+        found = (
+            term.kind,
+            term.weight,
+            term.parameters,
+            term.temperature,
+            term.temperature_squared,
+            objective.cross_entropy.weight,
+            objective.hidden_cosine.weight,
+        )
+        assert found == expected, name
+
+
+def test_a_divergence_is_given_all_of_its_parameters() -> None:
+    """Then the defaults of a resolved recipe do not depend on those of the loss engine."""
+    for name in METHODS:
+        for stage in recipe_stages(resolved(name)):
+            assert stage.objective is not None
+            term = stage.objective.divergence
+            assert set(term.parameters) == set(DIVERGENCE_PARAMETERS[term.kind]), name
+
+
+def test_seqkd_trains_on_what_the_teacher_writes_by_beam_search() -> None:
+    recipe = resolved("seqkd")
+    assert recipe.trajectories.source == "teacher"
+    assert recipe.trajectories.generation.num_beams == 5
+    assert not recipe.objective.needs_teacher
+
+
+def test_pretrained_distillation_asks_the_teacher_in_its_middle_stage_only() -> None:
+    recipe = resolve_recipe({"method": "pretrained_distillation", **{k: BASE[k] for k in ("teacher", "data")}})
+    stages = recipe_stages(recipe)
+    assert [stage.name for stage in stages] == ["pretrain", "distil", "finetune"]
+    assert [stage.objective.needs_teacher for stage in stages if stage.objective] == [False, True, False]
+    assert recipe.student.start == "config"
+
+
+def test_distilbert_takes_layers_evenly() -> None:
+    depth = resolved("distilbert").student.depth
+    assert depth is not None
+    assert depth.importance == "uniform"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_recipe_of_its_own(name: str) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    assert recipe.method == name
+    assert recipe.name == name
+    # What a recipe repeats for the reader is what the method says.
+    assert recipe_stages(recipe)[0].objective is not None
+    if name != "total_variation":  # its recipe mixes in cross-entropy, and says why
+        assert recipe.objective == (resolved(name).objective if name != "pretrained_distillation" else recipe.objective)
+
+
+def test_every_recipe_reads_and_names_itself() -> None:
+    paths = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert {path.stem for path in paths} >= set(METHODS)
+    for path in paths:
+        assert load_recipe(path).name == path.stem
+
+
+def test_methods_are_found_by_name_and_alias() -> None:
+    for method in METHODS.values():
+        assert find_method(method.name) is method
+        for alias in method.aliases:
+            assert find_method(alias) is method
+    names = [*METHODS, *(alias for method in METHODS.values() for alias in method.aliases)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("tiad", "taid"), ("TAID", "taid"), ("hinton", "hinton_kd"), ("minitorn", "minitron")]
+)
+def test_an_unknown_method_gets_the_nearest_name(wrong: str, near: str) -> None:
+    with pytest.raises(RecipeError, match=f"did you mean '{near}'"):
+        find_method(wrong)
+
+
+def test_a_name_that_is_near_to_nothing_gets_the_catalogue() -> None:
+    with pytest.raises(RecipeError, match=r"known: sft, hinton_kd, .*minima$"):
+        find_method("xyzzy")
+
+
+def test_a_paper_has_one_place() -> None:
+    with pytest.raises(ValueError, match="one of them"):
+        Paper(title="t", authors="a", year=2020)
+    with pytest.raises(ValueError, match="one of them"):
+        Paper(title="t", authors="a", year=2020, arxiv="2001.00001", url="https://example.org")
+
+
+def test_fragments_are_plain_values_and_stay_as_they_are() -> None:
+    """Resolving a recipe must not write into the catalogue."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(item) for key, item in value.items())
+        if isinstance(value, list):
+            return all(plain(item) for item in value)
+        return isinstance(value, str | int | float | bool)
+
+    before = {name: dataclasses.asdict(method) for name, method in METHODS.items()}
+    for name, method in METHODS.items():
+        assert plain(dict(method.fragment)), name
+        recipe = resolve_recipe({**BASE, "method": name}, ["objective.divergence.weight=7", "student.depth.keep=2"])
+        recipe.objective.divergence.parameters["mu"] = 99.0
+        recipe.training["max_steps"] = 1
+    assert {name: dataclasses.asdict(method) for name, method in METHODS.items()} == before
