@@ -1,4 +1,4 @@
-"""Sampled signals are unbiased: over all outcomes, weighted by their probability, they give the dense loss and gradient."""
+"""Sampled signals are unbiased: over all outcomes, each weighted by its probability, they give the dense result."""
 
 from __future__ import annotations
 

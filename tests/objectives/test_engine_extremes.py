@@ -72,7 +72,7 @@ def test_extreme_temperatures(kind: str, parameters: dict[str, float], temperatu
 
 
 def test_tail_far_below_the_kept_ids() -> None:
-    """At a low temperature the tail's log-normaliser is far below any floor; its gradient is still shared by softmax."""
+    """At a low temperature the tail lies far below any floor; its gradient is still shared out by softmax."""
     student = torch.tensor([[0.0, -30.0, -30.0, -31.0]], dtype=torch.float64)
     signal = TopKSignal(torch.tensor([[0]]), torch.tensor([[0.5]], dtype=torch.float64).log(), "bucket", 1e-3)
     _, gradient = loss_of_logits(student, signal, "forward_kl", temperature=1e-3)
