@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import IO, Any
 
 from rich.console import Console, Group, RenderableType
@@ -295,13 +296,15 @@ class JsonProgress(Progress):
 
 
 def to_json(value: Any) -> str:
-    """JSON in one line of ASCII, with the numbers that JSON lacks as strings."""
+    """JSON in one line of ASCII; paths, and the numbers that JSON lacks, are strings."""
     return json.dumps(_plain(value), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
