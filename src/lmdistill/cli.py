@@ -1,7 +1,12 @@
 """The command line: parse and call, nothing else.
 
-Results go to standard output, progress and errors to standard error. With `--json`, standard output holds exactly one
-JSON object, `{"ok": true, ...}` or `{"ok": false, "error": {...}}`, and standard error JSON lines of progress.
+Results go to standard output, progress and errors to standard error.
+
+With `--json`, standard output holds exactly one JSON object, `{"ok": true, ...}` or `{"ok": false, "error": {"kind",
+"message"}, "exit_code"}`, and standard error JSON lines of progress (`event`, `seconds` and more). The object of `run`
+holds `folder`, `report`, `summary` and `steps`; of `doctor`, `findings` and `memory`; of `evaluate`, what
+evaluation.json of a run holds; of `methods`, `methods`; of `new`, `recipe`; of `report`, `report`. Wrong usage, such as
+an unknown option, is told on standard error alone.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 75 interrupted and resumable by the same command, 130
 interrupted with nothing to resume.

@@ -44,6 +44,10 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what `_Loader` would not read back as text."""
 
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Lists stand further right than the key that they belong to."""
+        super().increase_indent(flow, False)
+
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """A string; with the rare line separators of Unicode in double quotes, where they are escaped."""
         style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
