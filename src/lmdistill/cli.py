@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -76,7 +78,7 @@ def _answering(*, resumable: bool = False) -> Callable[[Command], Command]:
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except Exception as error:
-                said = " ".join(clean(str(error)).split())
+                said = textwrap.shorten(clean(str(error)), 300, placeholder=" …")
                 what = f"{type(error).__name__}: {said}" if said else type(error).__name__
                 message = f"unexpected error: {what}; run again with --debug and report it"
                 _end(error, message, EXIT_FAILED, debug, as_json)
@@ -309,8 +311,7 @@ def version(as_json: Json = False, debug: Debug = False) -> None:
 
 def main() -> NoReturn:
     """The entry point: `lmdistill`, `python -m lmdistill`."""
-    if "--debug" not in sys.argv:
-        _calm_libraries()
+    _calm_libraries(debug="--debug" in sys.argv)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started us
@@ -351,12 +352,12 @@ def _end(error: BaseException, message: str, code: int, debug: bool, as_json: bo
     raise typer.Exit(code) from None
 
 
-def _calm_libraries() -> None:
+def _calm_libraries(debug: bool) -> None:
     """Keep the chatter of libraries out of our output; what matters of it is told as a note or a warning."""
-    import warnings
-
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")  # their bars would be drawn across ours
+    if not debug:
+        warnings.simplefilter("ignore")
+        for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
