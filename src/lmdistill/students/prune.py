@@ -22,7 +22,7 @@ from lmdistill.recipe import DepthSpec
 from lmdistill.students.families import config_for_layers, decoder_layers, family_of
 
 Batch = Mapping[str, Tensor]
-_ROWS = 256
+_ROWS = 128
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""The verdict in words: made from the numbers, saying so plainly where the student loses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmdistill.evaluation.results import Interval, ModelScores
+from lmdistill.report.run_data import RunData, read_run
+
+
+def summary_sentence(folder: Path) -> str:
+    """The verdict on a run in one or two sentences."""
+    return summary_of(read_run(folder))
+
+
+def summary_of(run: RunData) -> str:
+    """`summary_sentence` of a run that is read already."""
+    student, teacher = run.model("student"), run.model("teacher")
+    if student is None or not student.texts:
+        return "This run has no evaluation yet."
+    text = next(iter(student.texts))
+    scores = student.texts[text]
+    parts = ["The student"]
+    if teacher is not None and teacher.efficiency and student.efficiency:
+        share = student.efficiency.parameters / teacher.efficiency.parameters
+        parts.append(f"keeps {share:.0%} of its teacher's parameters and")
+    if scores.agreement is not None:
+        parts.append(f"agrees with it on {percent(scores.agreement)} of the tokens of held-out {text}")
+        others = [
+            f"{label} {percent(found)}"
+            for label, model in (("before training", run.model("none")), ("fine-tuned without it", run.model("sft")))
+            if (found := _agreement(model, text)) is not None
+        ]
+        if others:
+            parts.append(f"({', '.join(others)})")
+    parts.append(f"at a perplexity of {scores.perplexity.value:.1f}")
+    if teacher is not None:
+        parts.append(f"(teacher {teacher.texts[text].perplexity.value:.1f})")
+    if teacher is not None and teacher.efficiency and student.efficiency:
+        ratio = student.efficiency.decode_tokens_per_second / teacher.efficiency.decode_tokens_per_second
+        parts.append(f"and writes {ratio:.1f} times as fast")
+    minutes = _training_minutes(run)
+    ending = f", after {minutes:.1f} minutes of training." if minutes else "."
+    return " ".join(parts) + ending + _against_sft(run)
+
+
+def percent(interval: Interval) -> str:
+    """A share as a percentage."""
+    return f"{100 * interval.value:.1f} %"
+
+
+def _against_sft(run: RunData) -> str:
+    """Whether the teacher was worth it, over all texts and the three measures that matter most."""
+    names = {"agreement": "agreement", "forward_kl": "divergence", "log_perplexity": "perplexity"}
+    better, worse, open_ = [], [], []
+    for text in run.texts:
+        for metric, name in names.items():
+            found = run.comparison("sft", text, metric)
+            if found is not None:
+                bucket = {"student": better, "other": worse, "undecided": open_}[found.better]
+                bucket.append(f"{name} on {text}")
+    if not better and not worse and not open_:
+        return ""
+    words = []
+    if better:
+        words.append(f"better in {_list(better)}")
+    if worse:
+        words.append(f"worse in {_list(worse)}")
+    if open_:
+        words.append(f"not to be told apart in {_list(open_)}")
+    return " Against the same student fine-tuned for as many steps without the teacher it is " + "; ".join(words) + "."
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def _agreement(model: ModelScores | None, text: str) -> Interval | None:
+    return model.texts[text].agreement if model is not None and text in model.texts else None
+
+
+def _training_minutes(run: RunData) -> float:
+    """Minutes of the student's own stages of training."""
+    if run.accounting is None:
+        return 0.0
+    other = ("student", "evaluate", "sft", "generate-", "sft-")
+    return sum(s["seconds"] for s in run.accounting["stages"] if not s["name"].startswith(other)) / 60
