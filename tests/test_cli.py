@@ -328,8 +328,8 @@ def test_evaluate_asks_for_what_the_words_say_and_shows_the_scores(
     assert asked["spec"].max_tokens == 100
     assert (asked["max_length"], asked["seed"], asked["device"]) == (64, 3, "auto")
     assert "quac  1,200 tokens in 9 sequences" in result.stdout
-    assert re.search(r"\[b\]small\\x1b\s+12\.5\s+0\.97\s+50\s+2\s+42\s+0\.42", result.stdout)
-    assert "12–13.25" in result.stdout
+    assert re.search(r"\[b\]small\\x1b\s+12\.50\s+0\.970\s+50\.0\s+2\.0\s+42\.0\s+0\.420", result.stdout)
+    assert "12.00–13.25" in result.stdout
     assert re.search(r"\[b\]small\\x1b\s+81,000,000\s+162 MiB\s+900\s+31\.2\s+1\.0 GiB", result.stdout)
     assert "95% intervals from 1,000 resamplings" in result.stdout
     assert json.loads(target.read_text())["models"][1]["label"] == "[b]small\x1b"

@@ -207,7 +207,7 @@ def evaluate(
     else:
         from lmdistill import display
 
-        display.show(display.scores(evaluation))
+        display.show(display.scores(evaluation, display.width()))
 
 
 @app.command(epilog=EPILOG)

@@ -107,23 +107,27 @@ def diagnosis(found: Diagnosis) -> RenderableType:
     return Group(table, "", Text("Memory", style="bold"), Padding(memory, (0, 0, 0, 2)))
 
 
-_COLUMNS = (
-    ("perplexity", "perplexity", 1),
-    ("bits/byte", "bits_per_byte", 1),
-    ("accuracy %", "accuracy", 100),
-    ("ECE %", "calibration_error", 100),
-    ("agreement %", "agreement", 100),
-    ("KL(t‖s)", "forward_kl", 1),
+_MEASURES = (
+    # title, field, whether it is a share shown in percent, whether a narrow table has it
+    ("perplexity", "perplexity", False, True),
+    ("bits/byte", "bits_per_byte", False, False),
+    ("accuracy %", "accuracy", True, False),
+    ("ECE %", "calibration_error", True, True),
+    ("agreement %", "agreement", True, True),
+    ("KL(t‖s)", "forward_kl", False, True),
 )
 
 
-def scores(evaluation: Evaluation) -> RenderableType:
-    """One table for each held-out text, a row for each model; the interval stands under the value."""
+def scores(evaluation: Evaluation, columns: int) -> RenderableType:
+    """One table for each held-out text, a row for each model; the interval stands under the value.
+
+    Accuracy and bits per byte are left out where the terminal is too narrow for all.
+    """
     parts: list[RenderableType] = []
     names = list(dict.fromkeys(name for model in evaluation.models for name in model.texts))
     for name in names:
         models = [model for model in evaluation.models if name in model.texts]
-        parts += [_scores_of(name, models), ""]
+        parts += [_scores_of(name, models, columns), ""]
     sizes = _table()
     for title in ("model", "parameters", "saved", "prefill/s", "decode/s", "peak memory"):
         sizes.add_column(title, justify="left" if title == "model" else "right")
@@ -139,25 +143,38 @@ def scores(evaluation: Evaluation) -> RenderableType:
     return Group(*parts, Text(interval, style="dim"))
 
 
-def _scores_of(name: str, models: list[ModelScores]) -> Table:
+def _scores_of(name: str, models: list[ModelScores], columns: int) -> Table:
     first = models[0].texts[name]
     title = Text.assemble((clean(name), "bold"), (f"  {first.tokens:,} tokens in {first.sequences:,} sequences", "dim"))
     table = _table(title=title, title_justify="left")
     table.add_column("model")
-    columns = [column for column in _COLUMNS if any(getattr(model.texts[name], column[1]) for model in models)]
-    for label, _, _ in columns:
-        table.add_column(label, justify="right")
+    measures = [
+        measure
+        for measure in _MEASURES
+        if (measure[3] or columns >= 100) and any(getattr(model.texts[name], measure[1]) for model in models)
+    ]
+    for label, *_ in measures:
+        table.add_column(label, justify="right", overflow="fold")
     for model in models:
         found = model.texts[name]
-        table.add_row(clean(model.label), *(_interval(getattr(found, key), factor) for _, key, factor in columns))
+        cells = [_interval(getattr(found, key), percent) for _, key, percent, _ in measures]
+        table.add_row(clean(model.label), *cells)
     return table
 
 
-def _interval(value: Interval | None, factor: float) -> Text:
-    if value is None:
-        return Text("", justify="right")
-    low, high = value.low * factor, value.high * factor
-    return Text.assemble(f"{value.value * factor:,.4g}", (f"\n{low:,.4g}–{high:,.4g}", "dim"), justify="right")
+def _interval(interval: Interval | None, percent: bool) -> Text:
+    if interval is None:
+        return Text("")
+    factor, digits = (100, 1) if percent else (1, _digits(interval.value))
+    value, low, high = (f"{number * factor:,.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    return Text.assemble(value, (f"\n{low}–{high}", "dim"), justify="right")
+
+
+def _digits(value: float) -> int:
+    """Digits after the point that leave three or four in all."""
+    return (
+        0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3 if abs(value) >= 0.1 else 5
+    )
 
 
 def size(amount: float) -> str:
