@@ -14,13 +14,27 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
-from lmdistill.data import DataReport
-from lmdistill.doctor import examine
-from lmdistill.evaluation import Evaluation, Role
+from lmdistill.data import DataReport, build_dataset, load_documents
+from lmdistill.doctor import examine, tokenizer_differences
+from lmdistill.errors import ModelError, TokenizerMismatch
+from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
 from lmdistill.io import RunLock, write_json, write_text
+from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
-from lmdistill.recipe import ObjectiveSpec, Recipe, StageSpec, TrajectoriesSpec, dump_recipe, recipe_stages
+from lmdistill.recipe import (
+    DataSpec,
+    EvaluationSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    Recipe,
+    SourceSpec,
+    StageSpec,
+    TrajectoriesSpec,
+    dump_recipe,
+    recipe_stages,
+)
 from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
@@ -198,3 +212,49 @@ def _log(work: _Work, name: str, skipped: bool) -> None:
         work.order.append(name)
         if skipped:
             work.skipped.add(name)
+
+
+def evaluate_models(
+    models: list[ModelSpec],
+    *,
+    teacher: ModelSpec | None,
+    data: dict[str, SourceSpec],
+    spec: EvaluationSpec,
+    max_length: int,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> Evaluation:
+    """Score models that exist already, beside a teacher or not; nothing is written.
+
+    The first model is the `student`; a second one takes the place of the `sft` baseline, a third that of `none`, under
+    their own names. All must share one tokenizer. Raises ModelError, DataError.
+    """
+    roles: list[Role] = ["student", "sft", "none"]
+    if not 1 <= len(models) <= len(roles):
+        raise ModelError(f"{len(models)} models; between 1 and {len(roles)} can be compared at a time")
+    place = pick_device(device)
+    dtype = fastest_dtype(place)
+    tokenizer = load_tokenizer(models[0])
+    subjects = []
+    if teacher is not None:
+        subjects.append(
+            Subject(role="teacher", label=teacher.model, model=load_model(teacher, dtype=dtype, device=place))
+        )
+    for role, model in zip(roles, models, strict=False):
+        _same_tokenizer(tokenizer, model)
+        subjects.append(Subject(role=role, label=model.model, model=load_model(model, dtype=dtype, device=place)))
+    if teacher is not None:
+        _same_tokenizer(tokenizer, teacher)
+    texts = {}
+    for name, source in data.items():
+        documents, report = load_documents(source, seed=seed, on_bad_rows="stop", progress=progress)
+        settings = DataSpec(train=[source], max_length=max_length)
+        texts[name] = build_dataset(documents, tokenizer, settings, seed=seed, report=report, progress=progress)
+    return evaluate(subjects, tokenizer, texts, spec, training_counts_V=None, seed=seed, progress=progress)
+
+
+def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
+    differences = tokenizer_differences(tokenizer, load_tokenizer(spec))
+    if differences:
+        raise TokenizerMismatch(f"{spec.model} cuts text differently from the first model: {differences[0]}")

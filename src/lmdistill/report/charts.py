@@ -1,4 +1,7 @@
-"""The charts of the page, as plotly figures in plain values; colours are names that the page's theme fills in."""
+"""The charts of the page, as plotly figures in plain values.
+
+Colours are placeholders that plotly accepts; the page's script puts the theme's colours in their place, light or dark.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ import plotly.graph_objects as go
 
 from lmdistill.report.run_data import RunData, steps_of
 
-COLOURS = {"teacher": "@teacher", "student": "@student", "none": "@none", "sft": "@sft"}
+_NAMES = ("teacher", "student", "none", "sft", "extra", "soft")
+PLACEHOLDERS = {name: f"rgb(0,1,{number})" for number, name in enumerate(_NAMES)}
+"""Colour of the theme -> what stands for it in the figures."""
+COLOURS = {role: PLACEHOLDERS[role] for role in ("teacher", "student", "none", "sft")}
 LABELS = {
     "teacher": "teacher",
     "student": "student",
     "none": "student before training",
     "sft": "fine-tuned without the teacher",
 }
-_SERIES = ("@student", "@sft", "@teacher", "@none", "@extra")
+_SERIES = tuple(PLACEHOLDERS[name] for name in ("student", "none", "extra", "teacher"))
 
 
 def all_charts(run: RunData) -> dict[str, dict[str, Any]]:
@@ -58,7 +64,7 @@ def quality(run: RunData) -> go.Figure | None:
                     "symbol": "circle" if text_number == 0 else "diamond",
                     "opacity": 0.85,
                 },
-                hovertemplate=f"{LABELS[model.role]}, {text}<br>%{{y:.3f}} bits a byte<br>%{{x:.1f}} tokens/s<extra></extra>",
+                hovertemplate=f"{LABELS[model.role]}, {text}<br>%{{y:.3f}} bits/byte, %{{x:.1f}} tokens/s<extra></extra>",
             )
     shapes = " (circle) and ".join(run.texts[:2]) + (" (diamond)" if len(run.texts) > 1 else "")
     return _laid_out(figure, "decoding speed, tokens/s", f"bits per byte of {shapes}, lower is better")
@@ -94,7 +100,7 @@ def _curves(run: RunData, parts: list[tuple[str, str]], title: str, leave_out: s
                 y=[value if isinstance(value, float) else None for value in values],
                 mode="lines",
                 name=f"{stage}: {label}" if label else stage,
-                line={"color": "@sft" if stage == "sft" else _SERIES[number % len(_SERIES)], "width": 2},
+                line={"color": PLACEHOLDERS["sft"] if stage == "sft" else _SERIES[number % len(_SERIES)], "width": 2},
             )
             number += 1 if stage != "sft" else 0
     return _laid_out(figure, "tokens read", title) if figure.data else None
@@ -152,7 +158,9 @@ def reliability(run: RunData) -> go.Figure | None:
         )
     if not figure.data:
         return None
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="perfect", line={"color": "@muted", "dash": "dot"})
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="perfect", line={"color": PLACEHOLDERS["soft"], "dash": "dot"}
+    )
     return _laid_out(figure, f"confidence in the top choice ({run.texts[0]})", "share that is right")
 
 
@@ -164,7 +172,7 @@ def layer_importance(run: RunData) -> go.Figure | None:
         return None
     kept = set(student.get("kept_layers") or ())
     figure = go.Figure()
-    for label, colour, inside in (("kept", "@student", True), ("removed", "@none", False)):
+    for label, colour, inside in (("kept", PLACEHOLDERS["student"], True), ("removed", PLACEHOLDERS["none"], False)):
         chosen = [index for index in map(int, scores) if (index in kept) == inside]
         figure.add_bar(
             x=chosen,
@@ -186,7 +194,7 @@ def cost(run: RunData) -> go.Figure | None:
         x=[stage["seconds"] / 60 for stage in stages][::-1],
         y=[stage["name"] for stage in stages][::-1],
         orientation="h",
-        marker={"color": "@student"},
+        marker={"color": PLACEHOLDERS["student"]},
         hovertemplate="%{y}: %{x:.1f} min<extra></extra>",
     )
     return _laid_out(figure, "minutes", "", legend=False)

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from lmdistill.evaluation.results import Interval, TokenHeat
 from lmdistill.io import write_text
-from lmdistill.report.charts import LABELS, all_charts
+from lmdistill.report.charts import LABELS, PLACEHOLDERS, all_charts
 from lmdistill.report.run_data import RunData, read_run
 from lmdistill.report.sentences import summary_of
 
@@ -72,6 +72,7 @@ def page_of(run: RunData) -> str:
         heat_levels=HEAT_LEVELS,
         charts=charts,
         chart_data=_script_json(charts),
+        colour_names=_script_json({place: name for name, place in PLACEHOLDERS.items()}),
         plotly=Markup(get_plotlyjs()) if charts else "",
         style=_style(),
         costs=_costs(run),

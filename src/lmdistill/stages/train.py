@@ -177,7 +177,8 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
         arguments.save_total_limit = None  # rotation is ours: nothing goes before a newer one is sealed
         trainer.add_callback(clock)
         try:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            with context.stop.patient():
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except (KeyError, RuntimeError) as error:
             _explain_out_of_memory(error)
             raise

@@ -8,6 +8,7 @@ Shape legend: V old vocabulary, v new one, H hidden.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any, cast
 
@@ -69,7 +70,7 @@ def _path(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Every piece that merging makes on its way from single characters to a token."""
     pieces, seen = list(token), []
     while len(pieces) > 1:
-        pairs = [(ranks.get(pair, -1), place) for place, pair in enumerate(zip(pieces, pieces[1:], strict=False))]
+        pairs = [(ranks.get(pair, -1), place) for place, pair in enumerate(itertools.pairwise(pieces))]
         possible = [(rank, place) for rank, place in pairs if rank >= 0]
         if not possible:
             break

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lmdistill.errors import Interrupted
 from lmdistill.progress import Task
 from lmdistill.training.ledger import LossLedger
 
@@ -73,11 +74,31 @@ class TellProgress(TrainerCallback):  # type: ignore[misc]
 
 
 class StopFlag:
-    """Set by a signal, read between steps."""
+    """Set by a signal, read between steps.
+
+    Only training waits for the end of its step, inside `patient()`; in every other stage a signal interrupts at once,
+    since what those stages finished is on the disk and what they did not is done again.
+    """
 
     def __init__(self) -> None:
         self.raised = False
         self.name = ""
+        self._waiting = False
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Let the block look at `raised` by itself."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    def signalled(self, name: str) -> None:
+        """A signal came. Raises Interrupted where nobody looks at the flag."""
+        self.raised, self.name = True, name
+        if not self._waiting:
+            raise Interrupted(f"stopped by {name}; run the same command again to go on from the last finished stage")
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
@@ -100,9 +121,9 @@ def stop_flag() -> Iterator[StopFlag]:
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        flag.raised, flag.name = True, signal.Signals(number).name
         for each, handler in previous.items():
             signal.signal(each, handler)
+        flag.signalled(signal.Signals(number).name)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
