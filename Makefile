@@ -17,7 +17,7 @@ demo: $(STAMP)  ## distil SmolLM2-135M into a student of half its size and write
 	$(BIN)/lmdistill run recipes/demo.yaml
 
 test: $(STAMP)  ## set up and run the tests (at most 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" --durations=15
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" --durations=15
 
 test-slow: $(STAMP)  ## the slower tests: whole runs on real models, many kills, every compiled kernel
 	$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=15

@@ -15,7 +15,8 @@ from problems import KINDS, NAMES
 from torch import Tensor
 
 from lmdistill.objectives import DIVERGENCES, find_divergence
-from lmdistill.objectives.divergences import TAID, head_threshold
+from lmdistill.objectives.divergences import TAID, head_border
+from lmdistill.objectives.rows import LogitsView, _head_of_rows, _largest
 
 kinds = pytest.mark.parametrize(("kind", "parameters"), KINDS, ids=NAMES)
 logits = arrays(np.float64, (4, 9), elements=st.floats(-12, 12))
@@ -152,23 +153,38 @@ def test_adaptive_head_with_ties(t: np.ndarray, mu: float) -> None:
     cumulated = np.cumsum(-np.sort(-t, -1), -1)
     if np.abs(cumulated - mu).min() < 1e-9:
         return
-    threshold_N1 = head_threshold(torch.from_numpy(np.log(t)), mu)
-    head = np.log(t) > threshold_N1.numpy()
+    border_N1 = head_border(torch.from_numpy(np.log(t)).sort(-1, descending=True).values, mu)
+    head = np.log(t) > border_N1.numpy()
     gap = np.abs(t - s)
     np.testing.assert_allclose((gap * head).sum(-1) / gap.sum(-1), reference.adaptive_weight(s, t, mu)[:, 0], rtol=1e-9)
 
 
-@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 1023, 1025, 3000])
-def test_adaptive_head_of_any_vocabulary_size(size: int) -> None:
-    """Flat and peaked teachers: heads of one token up to nearly all."""
-    z = np.stack([np.zeros(size), np.linspace(0, 0.01, size), np.linspace(0, 30, size)])
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 1023, 3000, 9000, 20001])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_adaptive_head_of_any_vocabulary_size(size: int, temperature: float) -> None:
+    """Flat and peaked teachers: heads of one token up to nearly all, found without sorting the vocabulary."""
+    rng = np.random.default_rng(6)
+    order = rng.permutation(size)
+    z = np.stack([np.zeros(size), np.linspace(0, 0.01, size), np.linspace(0, 30, size), rng.normal(size=size) * 4])
+    z = z[:, order]
     for mu in (0.01, 0.5, 0.99):
-        t = reference.softmax(z)
-        head = np.log(t) > head_threshold(torch.from_numpy(z).log_softmax(-1), mu).numpy()
+        t = reference.softmax(z / temperature)
+        view, inverse = LogitsView(), torch.tensor(1 / temperature, dtype=torch.float64)
+        border_N1 = _head_of_rows(torch.from_numpy(z), view, inverse, mu, compiled=False)
+        head = np.log(t) > border_N1.numpy()
         assert head[0].all()  # all are equally likely
-        for row in (1, 2):
+        for row in (1, 2, 3):
             expected = max(1, int((np.cumsum(np.sort(t[row])[::-1]) <= mu).sum()))
-            assert abs(int(head[row].sum()) - expected) <= (1 if row == 1 else 0)
+            assert head[row].sum() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 64, 300])
+def test_largest_of_wide_rows(dtype: torch.dtype, k: int) -> None:
+    rows = torch.randn(5, 40007, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows[1, 100:200], rows[2, :] = torch.inf, 0.0
+    rows[3, -3:] = 50.0  # beyond the last whole group
+    assert torch.equal(_largest(rows, k), rows.topk(k, dim=1).values)
 
 
 REFUSED = [

@@ -37,6 +37,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"vocab_size": 0}, "vocab_size = 0"),
     ({"temperature": 0.0}, "temperature = 0.0 must be above 0"),
     ({"temperature": float("nan")}, "temperature = nan must be above 0"),
+    ({"logit_scale": 0.0}, "logit_scale = 0.0 must be above 0"),
     ({"softcap": -1.0}, "softcap = -1.0 must be above 0"),
     ({"label_weight": 0.5}, "label_weight = 0.5 needs labels_N"),
     ({"signal": None}, "nothing to train on"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,15 @@ def losses(made: DistillTrainer) -> list[float]:
 
 def test_the_loss_is_the_mean_over_trained_tokens_by_definition(tmp_path: Path) -> None:
     student, teacher = model(0), model(1, layers=3)
-    batch = Collator()([row for row in rows(4)])
+    batch = Collator()(list(rows(4)))
     spec = ObjectiveSpec.model_validate(KD)
     objective = Objective(spec, teacher=LiveTeacher(teacher, V), vocabulary_size=V, compiled=False)
     step = objective(student, student, batch, None)
     total, count = 0.0, 0
     with torch.no_grad():
         for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
-            starts = (positions == 0).nonzero().flatten().tolist() + [len(ids)]
-            for first, last in zip(starts[:-1], starts[1:], strict=True):
+            starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+            for first, last in itertools.pairwise(starts):
                 part = ids[None, first:last]
                 log_s = student(part).logits.double().log_softmax(-1)[0]
                 log_t = teacher(part).logits.double().log_softmax(-1)[0]
@@ -152,7 +153,7 @@ def test_sft_is_the_objective_without_a_teacher_and_equals_transformers_own_loss
     student = model(0)
     made = trainer(tmp_path, student, sft)
     assert made.objective.teacher is None
-    batch = Collator()([row for row in rows(4)])
+    batch = Collator()(list(rows(4)))
     ours = made.objective(student, student, batch, None).loss
     inputs = {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
     torch.testing.assert_close(ours, student(**inputs, use_cache=False).loss, rtol=1e-5, atol=1e-6)
@@ -243,7 +244,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> 
 
 
 def test_live_and_restricted_teacher_agree_when_all_ids_are_kept(tmp_path: Path) -> None:
-    teacher, batch = model(1, layers=3), Collator()([row for row in rows(2)])
+    teacher, batch = model(1, layers=3), Collator()(list(rows(2)))
     plain, kept = LiveTeacher(teacher, V), LiveTeacher(teacher, V, torch.arange(V))
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     torch.testing.assert_close(plain.hidden(inputs), kept.hidden(inputs))

@@ -50,7 +50,7 @@ class Divergence:
     ) -> tuple[Tensor, ...]:
         """Row-wise quantities that are held fixed in the derivative; each of shape (N, 1) or ().
 
-        `head_N1` is `head_threshold` of log_t, where the caller has it already; `setting` stands for the property of
+        `head_N1` is the `head_border` of log_t, where the caller has it already; `setting` stands for the property of
         that name, as a tensor, so that its change recompiles nothing.
         """
         return ()
@@ -222,9 +222,10 @@ class AdaptiveKL(Divergence):
         self, log_s_NC: Tensor, log_t_NC: Tensor, head_N1: Tensor | None = None, setting: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """The weight of the forward KL, (N, 1)."""
-        threshold_N1 = head_threshold(log_t_NC, self.mu) if head_N1 is None else head_N1
+        if head_N1 is None:
+            head_N1 = head_border(log_t_NC.sort(-1, descending=True).values, self.mu)
         gap_NC = (log_t_NC.exp() - log_s_NC.exp()).abs()
-        head_gap_N1 = torch.where(log_t_NC > threshold_N1, gap_NC, 0.0).sum(-1, keepdim=True)
+        head_gap_N1 = torch.where(log_t_NC > head_N1, gap_NC, 0.0).sum(-1, keepdim=True)
         total_gap_N1 = gap_NC.sum(-1, keepdim=True)
         # Equal distributions have no gap; any weight gives 0 there.
         return (head_gap_N1 / total_gap_N1.clamp_min(_tiny(total_gap_N1)),)
@@ -317,25 +318,19 @@ def find_divergence(kind: str | Divergence, **parameters: float) -> Divergence:
     return build(**parameters)
 
 
-def head_threshold(log_t_NC: Tensor, mass: float) -> Tensor:
+def head_border(top_Nk: Tensor, mass: float) -> Tensor:
     """A log-probability between the last class of each row's head and the next likely one, (N, 1).
 
-    The head is the likeliest classes whose summed probability stays within `mass`, the likeliest always; classes of
-    equal probability stay together. Half-way between two neighbours, so that rounding cannot move a class across.
+    `top_Nk` holds each row's largest log-probabilities, falling. The head is the likeliest classes whose summed
+    probability stays within `mass`, the likeliest always; classes of equal probability stay together. Half-way between
+    two neighbours, so that rounding cannot move a class across. -inf where no next class is among the k given: the
+    head may reach beyond them.
     """
-    # Sorting a whole vocabulary costs more than all other work on it, and heads are nearly always small.
-    for kept in (64, 1024, log_t_NC.shape[-1]):
-        if kept < log_t_NC.shape[-1]:
-            top_Nk = log_t_NC.topk(kept, dim=-1).values
-        else:
-            top_Nk = log_t_NC.sort(dim=-1, descending=True).values
-        in_head_Nk = top_Nk.exp().cumsum(-1) <= mass
-        in_head_Nk[..., 0] = True
-        last_N1 = top_Nk.gather(-1, in_head_Nk.sum(-1, keepdim=True) - 1)
-        next_N1 = top_Nk.masked_fill(top_Nk >= last_N1, -torch.inf).amax(-1, keepdim=True)
-        if kept >= log_t_NC.shape[-1] or bool(torch.isfinite(next_N1).all()):
-            break
-    return torch.where(torch.isfinite(next_N1), (last_N1 + next_N1) / 2, last_N1 - 1)
+    in_head_Nk = top_Nk.exp().cumsum(-1) <= mass
+    in_head_Nk[..., 0] = True
+    last_N1 = top_Nk.gather(-1, in_head_Nk.sum(-1, keepdim=True) - 1)
+    next_N1 = top_Nk.masked_fill(top_Nk >= last_N1, -torch.inf).amax(-1, keepdim=True)
+    return (last_N1 + next_N1) / 2
 
 
 def _log_mix(weight: float, first_NC: Tensor, second_NC: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def quality(run: RunData) -> go.Figure | None:
                     "symbol": "circle" if text_number == 0 else "diamond",
                     "opacity": 0.85,
                 },
-                hovertemplate=f"{LABELS[model.role]}, {text}<br>%{{y:.3f}} bits/byte, %{{x:.1f}} tokens/s<extra></extra>",
+                hovertemplate=f"{LABELS[model.role]}, {text}<br>%{{y:.3f}} bits/byte<br>%{{x:.1f}} /s<extra></extra>",
             )
     shapes = " (circle) and ".join(run.texts[:2]) + (" (diamond)" if len(run.texts) > 1 else "")
     return _laid_out(figure, "decoding speed, tokens/s", f"bits per byte of {shapes}, lower is better")

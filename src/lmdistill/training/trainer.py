@@ -90,8 +90,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         names = [name for row, bad in zip(rows, bad_B.tolist(), strict=True) if bad for name in row]
         shown = ", ".join(map(str, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise NonFiniteLoss(
-            f"step {self.state.global_step + 1}: the loss is {float(step.loss.detach())}; the step was not taken, the last "
-            f"checkpoint is intact. Samples: {shown or 'none alone'}. Look at them, lower training.learning_rate "
+            f"step {self.state.global_step + 1}: the loss is {float(step.loss.detach())}; the step was not taken; the "
+            f"last checkpoint is intact. Samples: {shown or 'none alone'}. Look at them, lower training.learning_rate "
             f"(now {self.args.learning_rate}), or train in float32"
         )
 
