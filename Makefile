@@ -39,9 +39,9 @@ docs: $(STAMP)  ## generate the reference pages from the code
 bench-env:  ## an environment of its own for the peers that the benchmarks measure against
 	@bash benchmarks/make_env.sh
 
-benchmark: bench-env  ## the figures of docs/performance.md
+benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 	.venv-trl/bin/python benchmarks/loss.py
-	.venv-trl/bin/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

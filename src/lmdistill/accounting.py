@@ -56,7 +56,7 @@ def forward_flops(model: nn.Module, tokens: int, context_length: int) -> float:
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 4 * config.num_hidden_layers * heads * head_size * (context_length / 2)
-    return float(tokens) * (2 * (inner + head.numel()) + attention)
+    return float(tokens * (2 * (inner + head.numel()) + attention))
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -431,7 +431,7 @@ def licence_of(spec: ModelSpec) -> str | None:
 
         name = spec.model.removeprefix("package:").partition("/")[0].replace("_", "-")
         try:
-            fields = metadata(name)
+            fields: Any = metadata(name)
         except PackageNotFoundError:
             return None
         stated = fields.get("License-Expression") or fields.get("License")

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def load_config(spec: ModelSpec) -> PreTrainedConfig:
     """The model's configuration. Raises ModelError."""
     source, options = _source(spec)
     with _explained(spec):
-        return AutoConfig.from_pretrained(source, **options)
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, **options))
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -92,7 +92,8 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> 
     bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
     if bad:
         raise ModelError(f"{spec.model}: {len(bad)} tensors hold NaN or infinities (first: {bad[0]}); get it anew")
-    return model.to(device).eval()
+    moved: Any = model
+    return cast(PreTrainedModel, moved.to(device).eval())
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -331,7 +332,7 @@ def _forget_quantiser(model: PreTrainedModel) -> None:
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
     if getattr(model, "is_quantized", False):
-        model.is_quantized = False
+        setattr(model, "is_quantized", False)  # noqa: B010 - a class attribute elsewhere
 
 
 def _decoder(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -20,8 +21,8 @@ from lmdistill.recipe import SpeedSpec
 def measure_efficiency(model: PreTrainedModel, spec: SpeedSpec) -> Efficiency:
     """Parameters, bytes, tokens/s (medians) and the peak memory of a fresh process that uses the model."""
     prefill, decode = _speed(model, spec)
-    table = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
+    plain: Any = model
+    table, head = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
     parameters = list(model.parameters())
     return Efficiency(
         parameters=count_parameters(model),

@@ -160,7 +160,7 @@ def _one_heat(
     tokens, divergence, teacher_top, student_top = [], [], [], []
     taken = 0
     for index in range(end):
-        tokens.append(tokenizer.decode([ids[index]]))
+        tokens.append(str(tokenizer.decode([ids[index]])))
         if labels[index] == -100 or index == 0:
             divergence.append(float("nan"))
             teacher_top.append("")
@@ -169,6 +169,6 @@ def _one_heat(
         place = int(places[taken])
         taken += 1
         divergence.append(student.forward_kl[place])
-        teacher_top.append(tokenizer.decode([teacher.top[place]]))
-        student_top.append(tokenizer.decode([student.top[place]]))
+        teacher_top.append(str(tokenizer.decode([teacher.top[place]])))
+        student_top.append(str(tokenizer.decode([student.top[place]])))
     return TokenHeat(text=name, tokens=tokens, forward_kl=divergence, teacher_top=teacher_top, student_top=student_top)

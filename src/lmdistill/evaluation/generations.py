@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ def side_by_side(
             )
             if is_wide and kept_ids is not None:
                 answer = _narrowed(answer, kept_ids)
-            answers[subject.role] = tokenizer.decode(answer, skip_special_tokens=True)
+            answers[subject.role] = str(tokenizer.decode(answer, skip_special_tokens=True))
             if callable(told):
                 told(1)
         found.append(Generation(prompt=prompt, answers=answers))
@@ -61,7 +62,8 @@ def _answer(
     ids = ids_L.to(subject.model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        out = subject.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        writer: Any = subject.model
+        out = writer.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     tokens: list[int] = out[0, ids.shape[1] :].tolist()
     return tokens
 

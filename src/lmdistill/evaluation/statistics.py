@@ -31,7 +31,8 @@ class Resampling:
         """Expected calibration error: sum over bins of |confidence - accuracy| weighted by their tokens; (1 + R,)."""
         weights = np.concatenate([np.ones((1, len(tokens_SM))), self.weights_RS])
         gap_RM = np.abs(weights @ confidence_SM - weights @ correct_SM)
-        return gap_RM.sum(1) / np.maximum(1.0, (weights @ tokens_SM).sum(1))
+        error_R: Floats = gap_RM.sum(1) / np.maximum(1.0, (weights @ tokens_SM).sum(1))
+        return error_R
 
     def interval(self, values: Floats) -> Interval:
         """The estimate and its percentile interval, from what the methods above give."""

@@ -65,7 +65,7 @@ class Tally:
         return self.draws.ratio(self._sums(self.scores.array(column)), self.counts_S)
 
     def _sums(self, values: NDArray[np.float64]) -> Floats:
-        return np.bincount(self.index, weights=values, minlength=len(self.counts_S))
+        return np.bincount(self.index, weights=values, minlength=len(self.counts_S)).astype(np.float64)
 
     def _by_bin(self, bins: int) -> tuple[Floats, Floats, Floats]:
         """Tokens, summed confidence and correct answers by sequence and bin of equal width; each (S, M)."""
@@ -88,7 +88,7 @@ def text_scores(tally: Tally, token_bytes_V: NDArray[np.int64], counts_V: NDArra
     total_bytes = int(token_bytes_V[target].sum())
     bytes_S = np.bincount(tally.index, weights=token_bytes_V[target], minlength=len(tally.counts_S))
     nll_S = np.bincount(tally.index, weights=scores.array("nll"), minlength=len(tally.counts_S))
-    bits = tally.draws.ratio(nll_S / np.log(2), bytes_S)
+    bits = tally.draws.ratio(nll_S / np.log(2), bytes_S.astype(np.float64))
     return TextScores(
         tokens=len(target),
         bytes=total_bytes,

@@ -52,7 +52,9 @@ def percent(interval: Interval) -> str:
 def _against_sft(run: RunData) -> str:
     """Whether the teacher was worth it, over all texts and the three measures that matter most."""
     names = {"agreement": "agreement", "forward_kl": "divergence", "log_perplexity": "perplexity"}
-    better, worse, open_ = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    open_: list[str] = []
     for text in run.texts:
         for metric, name in names.items():
             found = run.comparison("sft", text, metric)
@@ -84,4 +86,4 @@ def _training_minutes(run: RunData) -> float:
     if run.accounting is None:
         return 0.0
     other = ("student", "evaluate", "sft", "generate-", "sft-")
-    return sum(s["seconds"] for s in run.accounting["stages"] if not s["name"].startswith(other)) / 60
+    return sum(float(s["seconds"]) for s in run.accounting["stages"] if not s["name"].startswith(other)) / 60

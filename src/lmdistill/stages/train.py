@@ -80,7 +80,8 @@ def carry_out(context: Context, student: Student, jobs: list[Job], target: Path)
                 save_model(model, student.tokenizer, _between(context, job))
     lora = context.recipe.student.lora
     final = merged(model) if lora is None or lora.merge else model
-    save_model(final.to(context.save_dtype), student.tokenizer, target)
+    shipped: Any = final
+    save_model(shipped.to(context.save_dtype), student.tokenizer, target)
     steps = [int((context.folder.record(job.name) or {}).get("steps", 0)) for job in jobs]
     context.folder.finish(saved, keys[-1])
     _tidy(context, jobs)

@@ -92,7 +92,8 @@ def _start(spec: StudentSpec, teacher: PreTrainedModel | None, teacher_spec: Mod
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _cut_depth(

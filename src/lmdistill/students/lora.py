@@ -21,7 +21,7 @@ def with_adapters(model: PreTrainedModel, spec: LoraSpec, *, seed: int) -> PreTr
 
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,
+        lora_alpha=cast(Any, spec.alpha),
         lora_dropout=spec.dropout,
         target_modules=spec.target_modules,
         fan_in_fan_out=model.config.model_type == "gpt2",

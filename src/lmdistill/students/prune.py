@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,8 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 def rebuilt(model: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
     """A model of the same class with another configuration and these weights, checked to fit one by one."""
     config._attn_implementation = model.config._attn_implementation
-    made = type(model)(config).to(dtype=model.dtype, device=model.device)
+    fresh: Any = type(model)(config)
+    made = cast(PreTrainedModel, fresh.to(dtype=model.dtype, device=model.device))
     made.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
     made.tie_weights()
     made.generation_config = model.generation_config

@@ -35,7 +35,8 @@ def trim_vocabulary(
     new_ids = {int(old): new for new, old in enumerate(kept_ids.tolist())}
     smaller = _tokenizer(tokenizer, description, new_ids)
     state = {}
-    rows = model.get_input_embeddings().weight.shape[0]
+    plain: Any = model
+    rows = plain.get_input_embeddings().weight.shape[0]
     for name, tensor in model.state_dict().items():
         is_table = name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight", "lm_head.bias"))
         state[name] = tensor[kept_ids.to(tensor.device)] if is_table and tensor.shape[0] == rows else tensor
@@ -123,7 +124,8 @@ def _tokenizer(
 
 
 def _merges(description: dict[str, Any]) -> list[tuple[str, str]]:
-    return [tuple(m.split(" ")) if isinstance(m, str) else (m[0], m[1]) for m in description["model"]["merges"]]
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in description["model"]["merges"]]
+    return [(str(left), str(right)) for left, right in pairs]
 
 
 def _is_byte(token: str) -> bool:

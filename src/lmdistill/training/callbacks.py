@@ -19,7 +19,7 @@ Event = Callable[..., None]
 """Writes one line of events.jsonl: called with the kind and its fields."""
 
 
-class TellProgress(TrainerCallback):  # type: ignore[misc]
+class TellProgress(TrainerCallback):
     """Moves the progress display at each step, and writes an event whenever the Trainer logs."""
 
     def __init__(self, ledger: LossLedger, task: Task, event: Event) -> None:
@@ -101,7 +101,7 @@ class StopFlag:
             raise Interrupted(f"stopped by {name}; run the same command again to go on from the last finished stage")
 
 
-class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+class StopOnSignal(TrainerCallback):
     """Saves a checkpoint and ends training after the step in which the flag was raised."""
 
     def __init__(self, flag: StopFlag) -> None:
@@ -133,5 +133,5 @@ def stop_flag() -> Iterator[StopFlag]:
     try:
         yield flag
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for each, handler in previous.items():
+            signal.signal(each, handler)

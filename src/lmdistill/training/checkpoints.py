@@ -22,7 +22,7 @@ _SECONDS = "seconds.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
+class SealCheckpoints(TrainerCallback):
     """Seals each checkpoint when it is written, then removes older sealed ones beyond `keep`."""
 
     def __init__(self, keep: int = 2, seconds: Callable[[], float] = lambda: 0.0) -> None:

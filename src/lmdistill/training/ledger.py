@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 PARTS = ("loss", "divergence", "cross_entropy", "hidden_cosine")
 
 
-class LossLedger(TrainerCallback):  # type: ignore[misc]
+class LossLedger(TrainerCallback):
     """Sums the parts over the micro-batches of a step and averages steps between two log lines.
 
     Must be the first callback: others read `step` at the end of a step and `window` when logs are written.

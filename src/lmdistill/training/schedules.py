@@ -12,7 +12,7 @@ from lmdistill.objectives.divergences import TAID
 from lmdistill.training.ledger import LossLedger
 
 
-class TaidSchedule(TrainerCallback, ExportableState):  # type: ignore[misc]
+class TaidSchedule(TrainerCallback, ExportableState):
     """Moves TAID's intermediate teacher from near the student to the teacher (2501.16937, algorithm 1).
 
     After each step with divergence J_n: relative change d = (J_(n-1) - J_n) / J_(n-1), momentum
@@ -42,7 +42,8 @@ class TaidSchedule(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up the state of the checkpoint that training resumes from."""
-        saved = state.stateful_callbacks.get(type(self).__name__)
+        states: Any = state.stateful_callbacks  # a mapping once it is read from a checkpoint
+        saved = states.get(type(self).__name__)
         if state.global_step > 0 and isinstance(saved, dict):
             self.previous = saved["attributes"]["previous"]
             self.momentum = saved["attributes"]["momentum"]

@@ -18,7 +18,7 @@ from lmdistill.training.ledger import LossLedger
 from lmdistill.training.objective import Objective, StepLoss
 
 
-class DistillTrainer(Trainer):  # type: ignore[misc]
+class DistillTrainer(Trainer):
     """Trains a student by an `Objective`; supervised fine-tuning is the objective without a teacher.
 
     Batches hold `input_ids`, `labels` (not shifted, -100 where nothing is trained) and `position_ids`, and under
@@ -37,7 +37,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         """`heldout_scores` measures the student for `eval_strategy`; the rest is the Trainer's."""
         super().__init__(*args, **kwargs)
-        self.objective = objective
+        self.objective: Objective = objective
         self.heldout_scores = heldout_scores
         # The Trainer infers these two from the model's signature; ours holds for every causal model: the number of
         # trained tokens of the accumulated batch is wanted, counted over the shifted labels.
@@ -96,7 +96,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
 
 
-class FiniteGradients(TrainerCallback):  # type: ignore[misc]
+class FiniteGradients(TrainerCallback):
     """Stops before an optimiser step whose gradient is NaN or infinite."""
 
     def on_pre_optimizer_step(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,8 @@ def _answer(
     )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        out_BL = teacher.generate(
+        writer: Any = teacher
+        out_BL = writer.generate(
             ids_BL.to(teacher.device), attention_mask=mask_BL.to(teacher.device), generation_config=config
         )
     written = []
