@@ -66,8 +66,7 @@ def quality(run: RunData) -> go.Figure | None:
                 },
                 hovertemplate=f"{LABELS[model.role]}, {text}<br>%{{y:.3f}} bits/byte<br>%{{x:.1f}} /s<extra></extra>",
             )
-    shapes = " (circle) and ".join(run.texts[:2]) + (" (diamond)" if len(run.texts) > 1 else "")
-    return _laid_out(figure, "decoding speed, tokens/s", f"bits per byte of {shapes}, lower is better")
+    return _laid_out(figure, "decoding speed, tokens/s", "bits per byte")
 
 
 def loss_curves(run: RunData) -> go.Figure | None:
