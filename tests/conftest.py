@@ -12,6 +12,7 @@ import pytest
 
 # Tests run side by side on two cores, and compare numbers: one thread each. Nothing may reach for a hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "200"  # workers of xdist have no terminal, and rich would wrap what tests look for
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
