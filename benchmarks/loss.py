@@ -92,6 +92,7 @@ class Inputs:
         return cls(student_NH.requires_grad_(), student_VH.requires_grad_(), teacher_NK, teacher_VK)
 
     def clear(self) -> None:
+        """Drop the gradients."""
         self.student_NH.grad = self.student_VH.grad = None
 
 
@@ -140,6 +141,7 @@ class Products:
 
     @torch.no_grad()
     def __call__(self, kind: str, x: Inputs) -> float:
+        """All four; there is no loss to return."""
         torch.mm(x.student_NH, x.student_VH.T, out=self.student_NV)
         torch.mm(x.teacher_NK, x.teacher_VK.T, out=self.teacher_NV)
         torch.mm(self.student_NV, x.student_VH, out=self.d_hidden)
@@ -209,6 +211,7 @@ def work(job: dict[str, Any]) -> Any:
 
 
 def rows_of_times(shape: Shape, seconds: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    """A row a divergence: medians, and medians of the ratios within a turn."""
     rows = []
     for kind, times in seconds.items():
         peers = {name: statistics.median(t) for name, t in times.items() if name != "ours"}
@@ -228,6 +231,7 @@ def rows_of_times(shape: Shape, seconds: dict[str, dict[str, list[float]]]) -> l
 
 
 def row_of_memory(arguments: argparse.Namespace, shape: Shape, kind: str) -> dict[str, Any]:
+    """Peaks above the process that holds the inputs and gradients alone."""
     names = ["inputs", "ours", "naive", *(["trl"] if kind in TRL_BETA else [])]
     peak = {
         name: in_fresh_process(arguments, measure="memory", shape=shape.__dict__, kind=kind, contender=name)
@@ -259,6 +263,7 @@ def holds(row: dict[str, Any]) -> dict[str, bool]:
 
 
 def print_row(row: dict[str, Any]) -> None:
+    """One line of the table."""
     unit, digits = (1, 2) if row["measure"] == "seconds" else (MIB, 0)
     figures = {"ours": row["ours"], **row["peer"]}
     shown = "  ".join(f"{name} {value / unit:9.{digits}f}" for name, value in figures.items())
@@ -283,6 +288,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Parse, measure case by case, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     parser.add_argument("--tokens", type=int, help="tokens of the batch in place of the shapes' own")

@@ -13,34 +13,41 @@ from torch import Tensor
 
 
 def forward_kl(log_s_NV: Tensor, log_t_NV: Tensor) -> Tensor:
+    """KL(t‖s)."""
     return (log_t_NV.exp() * (log_t_NV - log_s_NV)).sum(-1)
 
 
 def reverse_kl(log_s_NV: Tensor, log_t_NV: Tensor) -> Tensor:
+    """KL(s‖t)."""
     return (log_s_NV.exp() * (log_s_NV - log_t_NV)).sum(-1)
 
 
 def jsd(log_s_NV: Tensor, log_t_NV: Tensor, teacher_weight: float = 0.5) -> Tensor:
+    """w KL(t‖m) + (1 - w) KL(s‖m)."""
     w = teacher_weight
     log_m_NV = torch.logaddexp(log_t_NV + math.log(w), log_s_NV + math.log(1 - w))
     return w * forward_kl(log_m_NV, log_t_NV) + (1 - w) * reverse_kl(log_s_NV, log_m_NV)
 
 
 def skew_forward_kl(log_s_NV: Tensor, log_t_NV: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(t‖alpha t + (1 - alpha) s)."""
     log_m_NV = torch.logaddexp(log_t_NV + math.log(alpha), log_s_NV + math.log(1 - alpha))
     return forward_kl(log_m_NV, log_t_NV)
 
 
 def skew_reverse_kl(log_s_NV: Tensor, log_t_NV: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(s‖alpha s + (1 - alpha) t)."""
     log_m_NV = torch.logaddexp(log_s_NV + math.log(alpha), log_t_NV + math.log(1 - alpha))
     return reverse_kl(log_s_NV, log_m_NV)
 
 
 def total_variation(log_s_NV: Tensor, log_t_NV: Tensor) -> Tensor:
+    """Half the summed distance."""
     return 0.5 * (log_s_NV.exp() - log_t_NV.exp()).abs().sum(-1)
 
 
 def alpha_beta(log_s_NV: Tensor, log_t_NV: Tensor, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+    """ABKD 2505.04560, eq. 5."""
     s_NV, t_NV = log_s_NV.exp(), log_t_NV.exp()
     both = alpha + beta
     inner_NV = t_NV**alpha * s_NV**beta - alpha / both * t_NV**both - beta / both * s_NV**both
@@ -48,6 +55,7 @@ def alpha_beta(log_s_NV: Tensor, log_t_NV: Tensor, alpha: float = 0.2, beta: flo
 
 
 def adaptive_kl(log_s_NV: Tensor, log_t_NV: Tensor, mu: float = 0.5) -> Tensor:
+    """AKL 2404.02657, with a whole sort as its authors have it."""
     with torch.no_grad():
         t_NV = log_t_NV.exp()
         gap_NV = (t_NV - log_s_NV.exp()).abs()
@@ -59,6 +67,7 @@ def adaptive_kl(log_s_NV: Tensor, log_t_NV: Tensor, mu: float = 0.5) -> Tensor:
 
 
 def taid(log_s_NV: Tensor, log_t_NV: Tensor, interpolation: float = 0.4) -> Tensor:
+    """KL to the interpolated teacher. TAID 2501.16937."""
     log_p_NV = ((1 - interpolation) * log_s_NV.detach() + interpolation * log_t_NV).log_softmax(-1)
     return forward_kl(log_s_NV, log_p_NV)
 
