@@ -132,20 +132,21 @@ def trl(kind: str, x: Inputs) -> float:
 
 
 class Products:
-    """The four matrix products, into buffers that exist already."""
+    """The four matrix products. Logits go into buffers that exist already; the gradients are new tensors, as always
+    where an optimiser has set them to None.
+    """
 
     def __init__(self, x: Inputs) -> None:
         self.student_NV = x.student_NH.new_empty(len(x.student_NH), len(x.student_VH))
         self.teacher_NV = torch.empty_like(self.student_NV)
-        self.d_hidden, self.d_head = torch.empty_like(x.student_NH), torch.empty_like(x.student_VH)
 
     @torch.no_grad()
     def __call__(self, kind: str, x: Inputs) -> float:
         """All four; there is no loss to return."""
         torch.mm(x.student_NH, x.student_VH.T, out=self.student_NV)
         torch.mm(x.teacher_NK, x.teacher_VK.T, out=self.teacher_NV)
-        torch.mm(self.student_NV, x.student_VH, out=self.d_hidden)
-        torch.mm(self.student_NV.T, x.student_NH, out=self.d_head)
+        x.student_NH.grad = self.student_NV @ x.student_VH
+        x.student_VH.grad = self.student_NV.T @ x.student_NH
         return 0.0
 
 

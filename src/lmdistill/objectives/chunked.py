@@ -31,9 +31,9 @@ from lmdistill.signals.types import (
     TopKSignal,
 )
 
-# Logits of one chunk, both models together. Larger chunks use the processor's matrix units better; at 128 MiB they are
-# within 2 % of one whole product on SmolLM2's shapes (benchmarks/loss.py).
-CHUNK_BYTES = 128 * 2**20
+# Logits of one chunk, both models together. Larger chunks use the processor's matrix units better, smaller ones touch
+# less fresh memory; about here a step is fastest on vocabularies of 49 and 152 thousand (benchmarks/loss.py).
+CHUNK_BYTES = 160 * 2**20
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,8 @@ class _Engine:
         self.bias_v = None if bias_V is None else bias_V[: plan.vocabulary].to(self.compute)
         self.teacher = _Teacher(plan.signal, self.compute, plan.vocabulary)
         self.d_hidden_NH = torch.zeros_like(hidden_NH) if needs_gradient[0] else None
-        self.d_head_VH = torch.zeros_like(head_VH) if needs_gradient[1] else None
+        # Not zeros: the first chunk writes, the others add. A head is large enough for the difference to be felt.
+        self.d_head_VH = torch.empty_like(head_VH) if needs_gradient[1] else None
         self.d_bias_V = torch.zeros_like(bias_V) if needs_gradient[2] and bias_V is not None else None
         # Applied after the products, not to the logits' gradient: 1 / a million tokens is 0 in float16.
         self.inverse_items = float(plan.inverse_items)
@@ -248,6 +249,8 @@ class _Engine:
     def run(self) -> None:
         """Fill the gradients, `parts_2` and `token_loss_N`."""
         index_M, step = self.plan.index_M, self._chunk_tokens()
+        if self.d_head_VH is not None:
+            self.d_head_VH[self.plan.vocabulary if len(index_M) else 0 :] = 0
         if len(index_M) == 0:
             return
         # One buffer a model for all chunks: fresh ones of this size cost a page fault for every 4 KiB.
@@ -255,7 +258,12 @@ class _Engine:
         teacher_nV = torch.empty_like(logits_nV) if self.teacher.projects else None
         for first in range(0, len(index_M), step):
             chunk_n = index_M[first : first + step]
-            self._chunk(chunk_n, logits_nV[: len(chunk_n)], None if teacher_nV is None else teacher_nV[: len(chunk_n)])
+            self._chunk(
+                chunk_n,
+                logits_nV[: len(chunk_n)],
+                None if teacher_nV is None else teacher_nV[: len(chunk_n)],
+                is_first=first == 0,
+            )
 
     def loss(self) -> Tensor:
         """The scalar, in the working precision."""
@@ -263,7 +271,7 @@ class _Engine:
         total = self.parts_2[0] * mix.divergence_weight + self.parts_2[1] * mix.label_weight
         return total.to(self.work)
 
-    def _chunk(self, chunk_n: Tensor, logits_nV: Tensor, teacher_nV: Tensor | None) -> None:
+    def _chunk(self, chunk_n: Tensor, logits_nV: Tensor, teacher_nV: Tensor | None, is_first: bool) -> None:
         plan, mix = self.plan, self.plan.mix
         hidden_nH = self.hidden_NH[chunk_n].to(self.compute)
         weight_n = torch.ones(len(chunk_n), dtype=self.work, device=chunk_n.device)
@@ -276,7 +284,7 @@ class _Engine:
         self.token_loss_N[chunk_n] = (
             divergence_n * mix.divergence_weight + cross_entropy_n * mix.label_weight
         ) * weight_n
-        self._multiply_back(chunk_n, hidden_nH, logits_nV, pull_nH)
+        self._multiply_back(chunk_n, hidden_nH, logits_nV, pull_nH, is_first)
 
     def _compare(
         self,
@@ -343,14 +351,17 @@ class _Engine:
         )
         return costs[0], costs[1] if len(costs) > 1 else torch.zeros_like(costs[0])
 
-    def _multiply_back(self, chunk_n: Tensor, hidden_nH: Tensor, gradient_nV: Tensor, pull_nH: Tensor | None) -> None:
+    def _multiply_back(
+        self, chunk_n: Tensor, hidden_nH: Tensor, gradient_nV: Tensor, pull_nH: Tensor | None, is_first: bool
+    ) -> None:
         if self.d_hidden_NH is not None:
             d_hidden_nH = gradient_nV @ self.head_vH
             if pull_nH is not None:
                 d_hidden_nH = d_hidden_nH + pull_nH
             self.d_hidden_NH[chunk_n] = d_hidden_nH.to(self.d_hidden_NH.dtype)
         if self.d_head_VH is not None:
-            _add_product(self.d_head_VH[: self.plan.vocabulary], gradient_nV, hidden_nH, self.inverse_items)
+            total_vH = self.d_head_VH[: self.plan.vocabulary]
+            _add_product(total_vH, gradient_nV, hidden_nH, self.inverse_items, keep=not is_first)
         if self.d_bias_V is not None:
             self.d_bias_V[: self.plan.vocabulary].add_(gradient_nV.sum(0), alpha=self.inverse_items)
 
@@ -388,14 +399,15 @@ def _project(hidden_nH: Tensor, head_VH: Tensor, bias_V: Tensor | None, out_nV: 
         out_nV += bias_V
 
 
-def _add_product(total_VH: Tensor, gradient_nV: Tensor, hidden_nH: Tensor, factor: float) -> None:
-    """total += factor * gradient.T @ hidden; in blocks of rows where the sum is more precise than the product."""
+def _add_product(total_VH: Tensor, gradient_nV: Tensor, hidden_nH: Tensor, factor: float, keep: bool) -> None:
+    """total = factor * gradient.T @ hidden [+ total]; by blocks where the sum is more precise than the product."""
     if total_VH.dtype == gradient_nV.dtype:
-        total_VH.addmm_(gradient_nV.t(), hidden_nH, alpha=factor)
+        total_VH.addmm_(gradient_nV.t(), hidden_nH, alpha=factor, beta=1 if keep else 0)
         return
-    block = 16384
-    for first in range(0, len(total_VH), block):
-        total_VH[first : first + block].add_(gradient_nV[:, first : first + block].t() @ hidden_nH, alpha=factor)
+    for first in range(0, len(total_VH), 16384):
+        rows = slice(first, first + 16384)
+        product_rH = gradient_nV[:, rows].t() @ hidden_nH
+        total_VH[rows] = product_rH.to(total_VH.dtype).mul_(factor).add_(total_VH[rows] if keep else 0)
 
 
 def _rows_of(signal: Signal | None, chunk_n: Tensor) -> Signal | None:

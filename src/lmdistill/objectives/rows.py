@@ -13,6 +13,7 @@ import functools
 import logging
 import shutil
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -316,8 +317,11 @@ def compiler_works(device_type: str) -> bool:
         logger.warning("no C++ compiler found: the loss runs uncompiled, several times slower; install g++")
         return False
     try:
-        probe = torch.compile(lambda x: (x * 2).sum(), fullgraph=True)
-        probe(torch.ones(16, device=device_type))
+        with warnings.catch_warnings():
+            # The compiler's first import warns of torch's own deprecations; as errors they would look like a failure.
+            warnings.simplefilter("ignore")
+            probe = torch.compile(lambda x: (x * 2).sum(), fullgraph=True)
+            probe(torch.ones(16, device=device_type))
     except Exception as error:  # torch.compile fails in many ways, and each has the same remedy
         logger.warning("torch.compile does not work here (%s): the loss runs uncompiled", type(error).__name__)
         return False
