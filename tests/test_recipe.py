@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmdistill.errors import RecipeError
@@ -90,10 +90,11 @@ def test_what_is_no_recipe_is_refused_with_the_reason(text: str, reason: str) ->
 
 
 @given(st.text(max_size=200))
+@example("0:")  # found by hypothesis: a mapping, so several problems, which stand one a line
 @settings(max_examples=150, deadline=None)
 def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
     told = outcome(text)
-    assert told is None or told.startswith("recipe: ")
+    assert told is None or told.startswith(("recipe: ", "recipe:\n  "))
 
 
 _WORDS = st.sampled_from([*Recipe.model_fields, "depth", "keep", "model", "0", "path", "train", "x", ""])
