@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,7 +202,7 @@ class RunLock:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            owner = os.read(handle, 1000).decode("utf-8", errors="replace").strip() or "another process"
+            owner = _owner(handle)
             os.close(handle)
             raise RunFolderInUse(
                 f"{self.path.parent} is in use by {owner}; wait for it, stop it, or give this run another name"
@@ -220,6 +221,15 @@ class RunLock:
             os.ftruncate(self._file, 0)
             os.close(self._file)
             self._file = None
+
+
+def _owner(handle: int) -> str:
+    """Who holds the lock; a holder that has only just taken it gets a moment to write its name."""
+    for _ in range(20):
+        if name := os.pread(handle, 1000, 0).decode("utf-8", errors="replace").strip():
+            return name
+        time.sleep(0.05)
+    return "another process"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lmdistill.errors import ModelError
+from lmdistill.evaluation.decoding import decode_greedily, speed_prompt
 from lmdistill.evaluation.results import Efficiency
 from lmdistill.models import count_parameters, quiet_transformers
 from lmdistill.recipe import SpeedSpec
@@ -49,24 +50,20 @@ def peak_memory(model: PreTrainedModel, spec: SpeedSpec) -> int:
     return int(done.stdout.split()[-1])
 
 
-@torch.no_grad()
 def _speed(model: PreTrainedModel, spec: SpeedSpec) -> tuple[float, float]:
     """Prompt tokens read and new tokens written a second; batch of one, greedy, with a key-value cache."""
-    room = getattr(model.config, "max_position_embeddings", None) or spec.prompt_tokens + spec.new_tokens
-    prompt_tokens = max(1, min(spec.prompt_tokens, room - spec.new_tokens))
-    random = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, model.config.vocab_size, (1, prompt_tokens), generator=random).to(model.device)
+    prompt = speed_prompt(model, spec)
     prefill, decode = [], []
     for repeat in range(spec.repeats + 1):
         start = _now(model.device)
-        out = model(prompt, use_cache=True, logits_to_keep=1)
+        tokens = decode_greedily(model, prompt, spec.new_tokens)
+        next(tokens)
         middle = _now(model.device)
-        for _ in range(spec.new_tokens):
-            token = out.logits[:, -1:].argmax(-1)
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+        for _ in tokens:
+            pass
         end = _now(model.device)
         if repeat:  # the first one warms up
-            prefill.append(prompt_tokens / (middle - start))
+            prefill.append(prompt.shape[1] / (middle - start))
             decode.append(spec.new_tokens / (end - middle))
     return statistics.median(prefill), statistics.median(decode)
 

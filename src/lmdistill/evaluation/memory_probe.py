@@ -11,19 +11,17 @@ from pathlib import Path
 
 import torch
 
+from lmdistill.evaluation.decoding import decode_greedily, speed_prompt
 from lmdistill.models import load_model
-from lmdistill.recipe import ModelSpec
+from lmdistill.recipe import ModelSpec, SpeedSpec
 
 
-@torch.no_grad()
 def main(folder: str, prompt_tokens: int, new_tokens: int, dtype: str) -> int:
     """The peak resident memory of this process in bytes."""
+    spec = SpeedSpec(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     model = load_model(ModelSpec(model=folder), dtype=getattr(torch, dtype), device=torch.device("cpu"))
-    room = getattr(model.config, "max_position_embeddings", None) or prompt_tokens + new_tokens
-    prompt = torch.zeros(1, max(1, min(prompt_tokens, room - new_tokens)), dtype=torch.long)
-    out = model(prompt, use_cache=True, logits_to_keep=1)
-    for _ in range(new_tokens):
-        out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+    for _ in decode_greedily(model, speed_prompt(model, spec), spec.new_tokens):
+        pass
     return _peak()
 
 
