@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -180,14 +180,10 @@ class _Counter(Task):
         return ", ".join(part for part in (count(self.done, None, self.unit), values(self.shown)) if part)
 
 
-class PlainProgress(Progress):
-    """Lines of plain text, each with the time since the start; for logs and pipes.
+class _LineProgress(Progress):
+    """Progress that is written line by line, at most every `interval` seconds for a task."""
 
-    A task speaks at most every `interval` seconds, and after a while every twentieth of its own time, at most a
-    minute, so that a day's run leaves a log that can be read.
-    """
-
-    def __init__(self, stream: IO[str], interval: float = 5.0, clock: Clock = time.monotonic) -> None:
+    def __init__(self, stream: IO[str], interval: float, clock: Clock) -> None:
         self._stream = SafeStream(stream)
         self._interval = interval
         self._clock = clock
@@ -197,13 +193,36 @@ class PlainProgress(Progress):
     def stage(self, name: str, detail: str = "") -> Iterator[None]:
         """One line at the start, one at the end."""
         started = self._clock()
-        self._line(clean(name) + (f": {clean(detail)}" if detail else ""))
+        self._stage_started(name, detail)
         try:
             yield
         except BaseException:
-            self._line(f"{clean(name)} stopped after {duration(self._clock() - started)}")
+            self._stage_ended("stopped", name, self._clock() - started)
             raise
-        self._line(f"{clean(name)} done in {duration(self._clock() - started)}")
+        self._stage_ended("finished", name, self._clock() - started)
+
+    def _stage_started(self, name: str, detail: str) -> None:
+        raise NotImplementedError
+
+    def _stage_ended(self, how: Literal["stopped", "finished"], name: str, seconds: float) -> None:
+        raise NotImplementedError
+
+
+class PlainProgress(_LineProgress):
+    """Lines of plain text, each with the time since the start; for logs and pipes.
+
+    A task speaks at most every `interval` seconds, and after a while every twentieth of its own time, at most a
+    minute, so that a day's run leaves a log that can be read.
+    """
+
+    def __init__(self, stream: IO[str], interval: float = 5.0, clock: Clock = time.monotonic) -> None:
+        super().__init__(stream, interval, clock)
+
+    def _stage_started(self, name: str, detail: str) -> None:
+        self._line(clean(name) + (f": {clean(detail)}" if detail else ""))
+
+    def _stage_ended(self, how: Literal["stopped", "finished"], name: str, seconds: float) -> None:
+        self._line(f"{clean(name)} {'done in' if how == 'finished' else 'stopped after'} {duration(seconds)}")
 
     @contextmanager
     def task(self, name: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
@@ -237,7 +256,7 @@ class PlainProgress(Progress):
         self._stream.flush()
 
 
-class JsonProgress(Progress):
+class JsonProgress(_LineProgress):
     """One JSON object a line, with `event` and `seconds` since the start; for programs.
 
     Events: stage_started, stage_finished, stage_stopped, progress (at most one a second for each task, and its last),
@@ -245,22 +264,13 @@ class JsonProgress(Progress):
     """
 
     def __init__(self, stream: IO[str], interval: float = 1.0, clock: Clock = time.monotonic) -> None:
-        self._stream = SafeStream(stream)
-        self._interval = interval
-        self._clock = clock
-        self._started = clock()
+        super().__init__(stream, interval, clock)
 
-    @contextmanager
-    def stage(self, name: str, detail: str = "") -> Iterator[None]:
-        """A line at the start and at the end."""
-        started = self._clock()
+    def _stage_started(self, name: str, detail: str) -> None:
         self._event("stage_started", stage=name, detail=detail)
-        try:
-            yield
-        except BaseException:
-            self._event("stage_stopped", stage=name, duration=round(self._clock() - started, 3))
-            raise
-        self._event("stage_finished", stage=name, duration=round(self._clock() - started, 3))
+
+    def _stage_ended(self, how: Literal["stopped", "finished"], name: str, seconds: float) -> None:
+        self._event(f"stage_{how}", stage=name, duration=round(seconds, 3))
 
     @contextmanager
     def task(self, name: str, total: float | None = None, unit: str = "") -> Iterator[Task]:

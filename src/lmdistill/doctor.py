@@ -7,7 +7,6 @@ both numbers and what to do; all are collected before anything is refused.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
+from lmdistill.data import first_documents
 from lmdistill.errors import LmdistillError, ModelError, RecipeError, TokenizerMismatch
+from lmdistill.io import free_bytes
 from lmdistill.models import (
     bfloat16_speedup,
     fastest_dtype,
@@ -33,6 +34,7 @@ from lmdistill.objectives.chunked import CHUNK_BYTES
 from lmdistill.objectives.rows import compiler_works
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
+from lmdistill.students.plan import planned_config
 from lmdistill.training.arguments import DEFAULTS, training_arguments
 
 Severity = Literal["ok", "note", "warning", "error"]
@@ -46,6 +48,7 @@ PROBES = (
     "1234567890 3.14159 1,000,000 2026-11-24",
     "ANTIDISESTABLISHMENTARIANISM CamelCaseWords snake_case http://example.org/?q=1&r=2",
 )
+_FIRST_ROWS = 20
 _CONDITIONAL = ("llama", "gemma")
 
 
@@ -143,7 +146,7 @@ class _Doctor:
     def _student(self) -> None:
         if self.teacher_config is None:
             return
-        self.student_config = student_config(self.recipe, self.teacher_config)
+        self.student_config = planned_config(self.recipe.student, self.teacher_config)
         count, whole = _parameters(self.student_config), _parameters(self.teacher_config)
         self.say("student", "ok", f"{_short(count)} parameters, {count / whole:.0%} of the teacher's")
 
@@ -237,7 +240,9 @@ class _Doctor:
     def _data(self) -> None:
         sources = [source for stage in recipe_stages(self.recipe) for source in stage.train or []]
         for source in [*sources, *self.recipe.data.evaluation.values()]:
-            resolve_path(source.path)
+            first_documents(source, _FIRST_ROWS, self.recipe.data.on_bad_rows)
+        count = len(sources) + len(self.recipe.data.evaluation)
+        self.say("data", "ok", f"the first rows of {count} sources can be read")
         if not self.recipe.data.evaluation:
             fix = "Add data.evaluation, best with text from another source too."
             self.say("data", "warning", "no held-out text: nothing can be said about what was kept.", fix)
@@ -303,13 +308,15 @@ class _Doctor:
         weights = 4 * _parameters(self.student_config)
         keep = int(self.recipe.training.get("save_total_limit", DEFAULTS["save_total_limit"])) + 1
         needed = keep * 3 * weights + 4 * weights
-        folder = self.recipe.folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(self.recipe.folder)
         if needed > free:
             fix = "Free space, choose another folder with `runs`, or lower training.save_total_limit."
-            self.say("disk", "error", f"about {_gib(needed)} are needed and {_gib(free)} are free in {folder}.", fix)
+            self.say(
+                "disk",
+                "error",
+                f"about {_gib(needed)} are needed and {_gib(free)} are free for {self.recipe.folder}.",
+                fix,
+            )
         else:
             self.say("disk", "ok", f"at most about {_gib(needed)} of {_gib(free)} free")
 
@@ -335,58 +342,6 @@ def _probe_differences(teacher: PreTrainedTokenizerBase, student: PreTrainedToke
         if ours != theirs:
             pairs = [f"{a}/{b}" for a, b in zip(ours, theirs, strict=False) if a != b][:5]
             yield f"{probe[:24]!r} gives {len(ours)} and {len(theirs)} tokens (first differing ids {', '.join(pairs)})"
-
-
-def student_config(recipe: Recipe, teacher: PreTrainedConfig) -> PreTrainedConfig:
-    """The student's configuration as it will be. Raises RecipeError where its sizes do not fit the teacher's."""
-    spec = recipe.student
-    config = load_config(spec.model) if spec.model is not None else type(teacher).from_dict(teacher.to_dict())
-    values = {**config.to_dict(), **spec.config}
-    kept = len(spec.layers) if spec.layers is not None else spec.depth.keep if spec.depth is not None else None
-    depth = config.num_hidden_layers
-    if kept is not None and kept > depth:
-        raise RecipeError(f"{kept} layers are to be kept, but there are {depth}; lower student.depth.keep")
-    if spec.layers is not None and max(spec.layers, default=0) >= depth:
-        raise RecipeError(f"student.layers names layer {max(spec.layers)}, but there are 0 to {depth - 1}")
-    names = {
-        "n_layer": "num_hidden_layers",
-        "n_embd": "hidden_size",
-        "n_inner": "intermediate_size",
-        "n_head": "num_attention_heads",
-    }
-    gpt2 = {new: old for old, new in names.items()} if config.model_type == "gpt2" else {}
-
-    def put(name: str, value: Any) -> None:
-        values[gpt2.get(name, name)] = value
-
-    if kept is not None:
-        put("num_hidden_layers", kept)
-        for name in ("layer_types", "no_rope_layers", "mlp_layer_types"):
-            values.pop(name, None)
-    width = spec.width
-    if width is not None:
-        heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        if width.heads is not None:
-            per_group = heads // groups
-            if width.heads % per_group:
-                raise RecipeError(
-                    f"student.width.heads = {width.heads} is not a multiple of {per_group}, a group's size"
-                )
-            put("num_attention_heads", width.heads)
-            if not gpt2:
-                values["num_key_value_heads"] = width.heads // per_group
-        put(
-            "intermediate_size",
-            width.intermediate or getattr(config, "intermediate_size", None) or values.get("n_inner"),
-        )
-        put("hidden_size", width.hidden or config.hidden_size)
-        if not gpt2:
-            values["head_dim"] = head_size
-    try:
-        return type(config).from_dict(values)
-    except Exception as error:  # transformers validates with classes of its own
-        raise RecipeError(f"student: these sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
 
 
 def memory_terms(recipe: Recipe, teacher: PreTrainedConfig, student: PreTrainedConfig) -> list[MemoryTerm]:

@@ -232,6 +232,13 @@ def _owner(handle: int) -> str:
     return "another process"
 
 
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk that a path lies on, or will."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 @contextmanager
 def _storage(path: Path, needed: int) -> Iterator[None]:
     """Turn errors of the disk into StorageError."""
@@ -246,10 +253,7 @@ def _storage(path: Path, needed: int) -> Iterator[None]:
 
 
 def _disk_message(path: Path, needed: int, error: OSError) -> str:
-    where = path
-    while not where.exists() and where != where.parent:
-        where = where.parent
-    free = shutil.disk_usage(where).free
+    free = free_bytes(path)
     need = f"{needed} bytes were to be written and {free} are free" if needed else f"{free} bytes are free"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full ({need}); free space and run again: what was written before is intact"

@@ -10,12 +10,14 @@ Shape legend: B batch, L length, V vocabulary, H hidden.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import io
 import json
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -96,9 +99,23 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> 
     return cast(PreTrainedModel, moved.to(device).eval())
 
 
+@contextmanager
+def errors_of_the_disk() -> Iterator[None]:
+    """Turn what safetensors and torch raise where the disk fails into the OSError behind it."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, SafetensorError) and found:
+            raise OSError(int(found.group(1)), os.strerror(int(found.group(1)))) from error
+        if "PytorchStreamWriter failed" in str(error):  # torch names no reason; a full disk is by far the likeliest
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save weights (safetensors), configuration and tokenizer, whole or not at all. Raises StorageError."""
-    with write_folder(folder) as temporary, quiet_transformers():
+    with write_folder(folder) as temporary, errors_of_the_disk(), quiet_transformers():
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
 

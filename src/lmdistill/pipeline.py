@@ -40,14 +40,13 @@ from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
 from lmdistill.stages.prepare import (
     Sources,
-    dataset_key,
     encode,
     read_sources,
     stage_documents,
     teacher_dataset,
     write_data_report,
 )
-from lmdistill.stages.student import Student, construct_student, tokenizer_for_calibration
+from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
 from lmdistill.stages.train import Job, Trained, carry_out
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
@@ -117,14 +116,21 @@ def _diagnose(context: Context) -> None:
 
 def _student(context: Context, work: _Work) -> Student:
     """Build the student, then encode the held-out texts with its tokenizer."""
-    documents, report = stage_documents(work.sources, work.stages[0])
-    # Trimming the vocabulary changes the tokenizer, so text for calibration is encoded before and apart.
-    calibration = encode(context, documents, tokenizer_for_calibration(context), "calibration", report)
-    student, skipped = construct_student(context, calibration, dataset_key(calibration))
+    student, skipped = construct_student(context, _calibration(context, work))
     _log(work, "student", skipped)
     for name, held in work.sources.heldout.items():
         work.heldout[name] = encode(context, held, student.tokenizer, f"heldout-{name}", work.sources.reports[name])
     return student
+
+
+def _calibration(context: Context, work: _Work) -> Dataset | None:
+    """The text that the student's construction looks at: that of the first stage; None where it looks at none."""
+    if not needs_calibration(context.recipe.student):
+        return None
+    documents, report = stage_documents(work.sources, work.stages[0])
+    # Trimming the vocabulary changes the tokenizer; otherwise training finds this text encoded already.
+    name = "calibration" if context.recipe.student.vocabulary else f"train-{work.stages[0].name}"
+    return encode(context, documents, tokenizer_for_calibration(context), name, report)
 
 
 def _train(context: Context, work: _Work, student: Student, role: Role, stages: list[StageSpec]) -> Trained:

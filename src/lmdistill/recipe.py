@@ -28,6 +28,11 @@ Count = Annotated[int, Field(ge=1)]
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}")
 
 
+def names_a_folder(name: str) -> bool:
+    """Whether a run may have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 class Section(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, field docs are the strings under the fields."""
 
@@ -406,8 +411,8 @@ class EvaluationSpec(Section):
     """Prompts that all models answer side by side in the report."""
     generation: AnswerSpec = Field(default_factory=AnswerSpec)
     """How they answer."""
-    speed: SpeedSpec = Field(default_factory=SpeedSpec)
-    """How speed is measured."""
+    speed: SpeedSpec | None = Field(default_factory=SpeedSpec)
+    """How speed and memory are measured; null leaves the measurement out."""
     batch_size: Count = 8
     """Sequences scored at a time."""
 

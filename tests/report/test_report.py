@@ -143,10 +143,10 @@ def test_every_part_is_there_and_nothing_is_loaded(tmp_path: Path) -> None:
 
 def test_the_summary_says_when_the_student_wins_and_when_it_loses(tmp_path: Path) -> None:
     won = summary_sentence(run_folder(tmp_path / "won"))
-    assert "better in agreement on boolq, divergence on boolq and perplexity on boolq" in won
+    assert "better in agreement, divergence and perplexity on boolq" in won
     assert "48.0 %" in won
     lost = summary_sentence(run_folder(tmp_path / "lost", student=0.5, sft=0.7))
-    assert "worse in agreement on boolq" in lost
+    assert "worse in agreement, divergence and perplexity on boolq" in lost
     assert "better in" not in lost
 
 

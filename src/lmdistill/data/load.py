@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -75,6 +76,18 @@ def load_documents(
         tell = progress.warn if share > 0.01 else progress.note
         tell(f"{source.path}: {report.bad} of {report.rows_read} rows are bad and skipped; {report.explain()}")
     return documents, report
+
+
+def first_documents(source: SourceSpec, rows: int, on_bad_rows: Literal["stop", "skip"]) -> list[Document]:
+    """The first documents of a source, to see whether it can be read. Raises DataError as `load_documents` does."""
+    report = DataReport(sources=[source.path])
+    try:
+        found = list(itertools.islice(_documents(source, report, on_bad_rows, Progress()), rows))
+    except OSError as error:
+        raise DataError(f"{error.filename or source.path}: cannot be read ({error.strerror or error})") from error
+    if not found:
+        raise DataError(f"{source.path}: nothing to read; {report.explain()}. {_advice(source, report)}")
+    return found
 
 
 def _advice(source: SourceSpec, report: DataReport) -> str:

@@ -98,11 +98,9 @@ def _models(
     with progress.task("speed and memory", total=len(subjects), unit="models") as task:
         for subject, texts in zip(subjects, by_model, strict=True):
             # Student and baselines have one shape; measuring it once spares the report differences that are noise.
-            efficiency = (
-                measured
-                if subject.role in ("none", "sft") and measured
-                else measure_efficiency(subject.model, spec.speed)
-            )
+            efficiency = measured if subject.role in ("none", "sft") else None
+            if efficiency is None and spec.speed is not None:
+                efficiency = measure_efficiency(subject.model, spec.speed)
             if subject.role == "student":
                 measured = efficiency
             models.append(ModelScores(role=subject.role, label=subject.label, texts=texts, efficiency=efficiency))

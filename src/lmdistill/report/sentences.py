@@ -52,25 +52,29 @@ def percent(interval: Interval) -> str:
 def _against_sft(run: RunData) -> str:
     """Whether the teacher was worth it, over all texts and the three measures that matter most."""
     names = {"agreement": "agreement", "forward_kl": "divergence", "log_perplexity": "perplexity"}
-    better: list[str] = []
-    worse: list[str] = []
-    open_: list[str] = []
+    texts_of: dict[str, dict[str, list[str]]] = {"student": {}, "other": {}, "undecided": {}}
     for text in run.texts:
         for metric, name in names.items():
             found = run.comparison("sft", text, metric)
             if found is not None:
-                bucket = {"student": better, "other": worse, "undecided": open_}[found.better]
-                bucket.append(f"{name} on {text}")
-    if not better and not worse and not open_:
+                texts_of[found.better].setdefault(name, []).append(text)
+    said = {"student": "better in", "other": "worse in", "undecided": "not to be told apart in"}
+    words = [f"{said[which]} {_grouped(found, len(run.texts))}" for which, found in texts_of.items() if found]
+    if not words:
         return ""
-    words = []
-    if better:
-        words.append(f"better in {_list(better)}")
-    if worse:
-        words.append(f"worse in {_list(worse)}")
-    if open_:
-        words.append(f"not to be told apart in {_list(open_)}")
     return " Against the same student fine-tuned for as many steps without the teacher it is " + "; ".join(words) + "."
+
+
+def _grouped(texts_of: dict[str, list[str]], count: int) -> str:
+    """Measures with the texts they hold for: those of the same texts together, many texts by their number."""
+    measures_of: dict[tuple[str, ...], list[str]] = {}
+    for measure, texts in texts_of.items():
+        measures_of.setdefault(tuple(texts), []).append(measure)
+    parts = []
+    for held, measures in measures_of.items():
+        where = _list(list(held)) if len(held) <= 2 else f"{len(held)} of {count} texts"
+        parts.append(f"{_list(measures)} on {where}")
+    return ", ".join(parts)
 
 
 def _list(items: list[str]) -> str:

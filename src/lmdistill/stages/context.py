@@ -55,10 +55,6 @@ class Context:
         """The teacher's tokenizer."""
         return load_tokenizer(self.recipe.teacher)
 
-    def forget_teacher(self) -> None:
-        """Give the teacher's memory back."""
-        self._teacher = None
-
     def dtype_of(self, spec: ModelSpec) -> torch.dtype:
         """The format of a frozen model's weights: as the recipe says, or the fast one."""
         return self.fast_dtype if spec.dtype == "auto" else DTYPES[spec.dtype]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from lmdistill.data import (
     build_dataset,
     build_from_rows,
     contamination,
-    fingerprint,
     load_documents,
     merge_reports,
     prompts_of,
@@ -41,6 +39,16 @@ class Sources:
     """By the fingerprint of their sources."""
     heldout: dict[str, list[Document]] = field(default_factory=dict)
     reports: dict[str, DataReport] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    """Fingerprint of each source, by its description: files are hashed once."""
+
+    def key(self, source: SourceSpec) -> str:
+        """Name of a source and, for a local file, of its content."""
+        description = source.model_dump_json()
+        if description not in self.keys:
+            path = Path(resolve_path(source.path))
+            self.keys[description] = fingerprint_of(description, hash_file(path) if path.is_file() else None)
+        return self.keys[description]
 
 
 def read_sources(context: Context) -> Sources:
@@ -49,19 +57,12 @@ def read_sources(context: Context) -> Sources:
     found = Sources()
     for stage in recipe_stages(recipe):
         for source in stage.train or []:
-            key = source_key(source)
+            key = found.key(source)
             if key not in found.train:
                 found.train[key], found.reports[key] = _read(context, source)
     for name, source in recipe.data.evaluation.items():
         found.heldout[name], found.reports[name] = _read(context, source)
     return found
-
-
-def source_key(source: SourceSpec) -> str:
-    """Name of a source and, for a local file, of its content."""
-    path = Path(resolve_path(source.path))
-    content = hash_file(path) if path.is_file() else None
-    return fingerprint_of(source.model_dump(mode="json"), content)
 
 
 def encode(
@@ -93,7 +94,7 @@ def stage_documents(sources: Sources, stage: StageSpec) -> tuple[list[Document],
     documents: list[Document] = []
     reports = []
     for source in stage.train or []:
-        key = source_key(source)
+        key = sources.key(source)
         documents += sources.train[key]
         reports.append(sources.reports[key])
     if not documents:
@@ -128,21 +129,16 @@ def teacher_dataset(
     )
     name = f"generate-{stage.name}"
     file = context.folder.file("trajectories") / f"{stage.name}-{key[:12]}.jsonl"
+    seed, progress = context.recipe.seed, context.progress
+
+    def write() -> list[Written]:
+        return write_answers(lambda: context.teacher, tokenizer, fitting, spec, file=file, seed=seed, progress=progress)
+
     if context.folder.is_done(name, key):
-        written = write_answers(
-            context.teacher, tokenizer, fitting, spec, file=file, seed=context.recipe.seed, progress=context.progress
-        )
+        written = write()
     else:
         with context.stage(name, key, f"the teacher answers {len(fitting)} prompts") as facts:
-            written = write_answers(
-                context.teacher,
-                tokenizer,
-                fitting,
-                spec,
-                file=file,
-                seed=context.recipe.seed,
-                progress=context.progress,
-            )
+            written = write()
             facts["tokens"] = sum(len(item.answer_ids) for item in written)
             facts["unfinished"] = sum(not item.finished for item in written)
     # An answer that the length limit cut is trained on as far as it goes: it holds no false end.
@@ -186,11 +182,6 @@ def write_data_report(
             )
 
 
-def dataset_key(dataset: Dataset) -> str:
-    """Fingerprint of a data set's content."""
-    return fingerprint(dataset)
-
-
 def _read(context: Context, source: SourceSpec) -> tuple[list[Document], DataReport]:
     return load_documents(
         source,
@@ -201,8 +192,6 @@ def _read(context: Context, source: SourceSpec) -> tuple[list[Document], DataRep
 
 
 def _keep(dataset: Dataset, folder: Path) -> None:
-    if folder.is_dir():
-        shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with write_folder(folder) as temporary:
         dataset.save_to_disk(str(temporary))

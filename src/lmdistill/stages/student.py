@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -12,11 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmdistill.data import Collator, token_counts
+from lmdistill.data import Collator, fingerprint, token_counts
 from lmdistill.errors import ModelError
-from lmdistill.io import read_json, write_bytes, write_json
+from lmdistill.io import write_bytes, write_json
 from lmdistill.models import load_model, load_tokenizer, save_model
-from lmdistill.recipe import ModelSpec
+from lmdistill.recipe import ModelSpec, StudentSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.students import build_student
@@ -46,14 +47,17 @@ def tokenizer_for_calibration(context: Context) -> PreTrainedTokenizerBase:
     return context.teacher_tokenizer()
 
 
-def construct_student(context: Context, calibration: Dataset | None, data_fingerprint: str) -> tuple[Student, bool]:
-    """Build the student and save it, or find it built. Returns it and whether the work was skipped."""
+def construct_student(context: Context, calibration: Dataset | None) -> tuple[Student, bool]:
+    """Build the student and save it, or find it built. Returns it and whether the work was skipped.
+
+    `calibration` is the text to look at where `needs_calibration`.
+    """
     recipe = context.recipe
     spec = recipe.student
     key = fingerprint_of(
         spec.model_dump(mode="json", exclude={"lora"}),
         recipe.teacher.model_dump(mode="json"),
-        data_fingerprint if needs_calibration(context) else None,
+        fingerprint(calibration) if calibration is not None else None,
         recipe.seed,
     )
     folder = context.folder.file("student-initial")
@@ -82,9 +86,8 @@ def construct_student(context: Context, calibration: Dataset | None, data_finger
     return _found(folder, key), False
 
 
-def needs_calibration(context: Context) -> bool:
+def needs_calibration(spec: StudentSpec) -> bool:
     """Whether building the student looks at text."""
-    spec = context.recipe.student
     by_activation = spec.depth is not None and spec.depth.importance not in ("uniform", "first", "last")
     return by_activation or spec.width is not None or spec.vocabulary is not None
 
@@ -101,26 +104,15 @@ def _found(folder: Path, key: str) -> Student:
 
 def _batches(dataset: Dataset, tokens: int) -> list[dict[str, Tensor]]:
     """The first sequences of a data set, up to a number of tokens, as small batches."""
-    collate = Collator()
-    batches, count, rows = [], 0, []
+    rows: list[dict[str, Any]] = []
+    count = 0
     for row in dataset:
         rows.append(row)
         count += len(row["input_ids"])
-        if len(rows) == 4 or count >= tokens:
-            batch = collate(rows)
-            batches.append({name: batch[name] for name in ("input_ids", "position_ids")})
-            rows = []
         if count >= tokens:
             break
-    if rows:
-        batch = collate(rows)
-        batches.append({name: batch[name] for name in ("input_ids", "position_ids")})
-    if not batches:
+    if not rows:
         raise ModelError("no text to measure importance on; data.train is empty")
-    return batches
-
-
-def read_description(context: Context) -> dict[str, object]:
-    """What was built, for the report."""
-    value = read_json(context.folder.file("student.json"))
-    return value if isinstance(value, dict) else {}
+    collate = Collator()
+    batches = [collate(rows[first : first + 4]) for first in range(0, len(rows), 4)]
+    return [{name: batch[name] for name in ("input_ids", "position_ids")} for batch in batches]

@@ -18,7 +18,7 @@ from lmdistill.accounting import forward_flops
 from lmdistill.data import Collator, fingerprint
 from lmdistill.errors import DataError, Interrupted, RecipeError, StorageError
 from lmdistill.evaluation.fidelity import quick_scores
-from lmdistill.models import load_model, save_model
+from lmdistill.models import errors_of_the_disk, load_model, save_model
 from lmdistill.objectives.divergences import TAID
 from lmdistill.recipe import ModelSpec, ObjectiveSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
@@ -178,7 +178,7 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
         arguments.save_total_limit = None  # rotation is ours: nothing goes before a newer one is sealed
         trainer.add_callback(clock)
         try:
-            with context.stop.patient():
+            with context.stop.patient(), errors_of_the_disk():
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except (KeyError, RuntimeError) as error:
             _explain_out_of_memory(error)

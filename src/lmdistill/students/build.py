@@ -15,6 +15,7 @@ from lmdistill.models import count_parameters, load_config, load_model
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, StudentSpec
 from lmdistill.students.families import decoder_layers
+from lmdistill.students.plan import starting_config
 from lmdistill.students.prune import Batch, choose_layers, with_layers
 from lmdistill.students.vocabulary import trim_vocabulary
 from lmdistill.students.width import narrow
@@ -77,17 +78,7 @@ def _start(spec: StudentSpec, teacher: PreTrainedModel | None, teacher_spec: Mod
     if spec.start == "pretrained":
         assert spec.model is not None  # the recipe checks it
         return load_model(spec.model, dtype=torch.float32, device=torch.device("cpu"))
-    template = load_config(spec.model) if spec.model is not None else None
-    if template is None:
-        template = teacher.config if teacher is not None else load_config(teacher_spec)
-    known = template.to_dict()
-    unknown = sorted(set(spec.config) - set(known))
-    if unknown:
-        raise RecipeError(f"student.config: a {template.model_type} configuration has no field {unknown[0]!r}")
-    values = {**known, **spec.config}
-    if "num_hidden_layers" in spec.config and "layer_types" not in spec.config:
-        values.pop("layer_types", None)  # as many as there were layers; the class makes its own
-    config = type(template).from_dict(values)
+    config = starting_config(spec, teacher.config if teacher is not None else load_config(teacher_spec))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -7,7 +7,7 @@ GPT-2 has its own, with transposed and fused matrices.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -95,17 +95,7 @@ _LLAMA = Family(
     final_norm="norm",
     rms=True,
 )
-_GEMMA = Family(
-    name="gemma",
-    axes=_SEPARATE,
-    layers="layers",
-    attention_out="self_attn.o_proj",
-    mlp_out="mlp.down_proj",
-    norms_read=("input_layernorm", "pre_feedforward_layernorm"),
-    final_norm="norm",
-    rms=True,
-    one_plus=True,
-)
+_GEMMA = replace(_LLAMA, name="gemma", norms_read=("input_layernorm", "pre_feedforward_layernorm"), one_plus=True)
 _GPT2 = Family(
     name="gpt2",
     axes=_FUSED,

@@ -63,8 +63,7 @@ def kept_tokens(
         for piece in _path(token_of[identity], ranks):
             if piece in vocabulary:
                 stays.add(vocabulary[piece])
-    known = special & (set(token_of) | special)
-    return torch.tensor(sorted(stays | single | known))
+    return torch.tensor(sorted(stays | single | special))
 
 
 def _path(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:

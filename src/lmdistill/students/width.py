@@ -52,11 +52,11 @@ def narrow(
     """A narrower model of the same class, and what was kept. Raises RecipeError where the sizes do not fit."""
     family = family_of(model.config)
     sizes = _sizes(model.config, family)
-    _check(spec, sizes, family)
+    config = narrowed_config(model.config, spec)
     importance = measure(model, batches, progress)
     keep_hidden = _top(importance.hidden, spec.hidden)
     keep_neurons = [_top(scores, spec.intermediate) for scores in importance.neurons]
-    groups = None if spec.heads is None else spec.heads * sizes.groups // sizes.heads
+    groups = _kept_groups(spec, sizes)
     keep_groups = [_top(scores, groups) for scores in importance.groups]
     state = {}
     for name, tensor in model.state_dict().items():
@@ -68,7 +68,6 @@ def narrow(
         if spec.hidden is not None and family.rms and name.endswith("norm.weight"):
             tensor = _rescaled_norm(name, tensor, sizes, spec.hidden, family)
         state[name] = tensor
-    config = _config(model.config, family, spec, sizes, groups)
     kept = {"intermediate": spec.intermediate, "heads": spec.heads, "hidden": spec.hidden}
     return rebuilt(model, config, state), {name: value for name, value in kept.items() if value is not None}
 
@@ -181,9 +180,16 @@ def _sizes(config: PreTrainedConfig, family: Family) -> _Sizes:
     )
 
 
-def _config(
-    config: PreTrainedConfig, family: Family, spec: WidthSpec, sizes: _Sizes, groups: int | None
-) -> PreTrainedConfig:
+def _kept_groups(spec: WidthSpec, sizes: _Sizes) -> int | None:
+    return None if spec.heads is None else spec.heads * sizes.groups // sizes.heads
+
+
+def narrowed_config(config: PreTrainedConfig, spec: WidthSpec) -> PreTrainedConfig:
+    """The configuration of the narrower model. Raises RecipeError where the sizes do not fit."""
+    family = family_of(config)
+    sizes = _sizes(config, family)
+    _check(spec, sizes, family)
+    groups = _kept_groups(spec, sizes)
     values = config.to_dict()
     hidden_name, neurons_name, heads_name, groups_name = family.sizes
     values[neurons_name] = spec.intermediate or sizes.neurons

@@ -6,7 +6,7 @@ Shape legend: B prompts of a batch, L length.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lmdistill.errors import CorruptFile
 from lmdistill.io import append_line
 from lmdistill.progress import Progress
 from lmdistill.recipe import GenerationSpec
@@ -32,7 +31,7 @@ class Written:
 
 
 def write_answers(
-    teacher: PreTrainedModel,
+    load_teacher: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     spec: GenerationSpec,
@@ -44,7 +43,8 @@ def write_answers(
     """Let the teacher answer every prompt, keeping each batch in `file` (JSON lines) as soon as it is written.
 
     Prompts are batched by length, which wastes least on padding, and each batch draws from a generator of its own
-    (seed, batch), so that a run that was stopped continues with the same text that it would have written.
+    (seed, batch), so that a run that was stopped continues with the same text that it would have written. The teacher
+    is loaded only where a batch is missing.
     """
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     batches = [order[first : first + spec.batch_size] for first in range(0, len(order), spec.batch_size)]
@@ -54,7 +54,7 @@ def write_answers(
             if number in done:
                 task.advance(len(done[number]))
                 continue
-            written = _answer(teacher, tokenizer, [prompts[index] for index in batch], spec, seed + number)
+            written = _answer(load_teacher(), tokenizer, [prompts[index] for index in batch], spec, seed + number)
             append_line(file, _line(number, written))
             done[number] = written
             task.advance(len(written))
@@ -115,20 +115,13 @@ def _line(batch: int, written: list[Written]) -> str:
 
 
 def _read(file: Path) -> Iterator[_Line]:
-    """The batches already in the file; a last line that a kill cut short is written again."""
+    """The batches already in the file. One whose line a kill cut short is left out, so that it is written again."""
     if not file.is_file():
         return
-    lines = file.read_text(encoding="utf-8").split("\n")
-    for number, text in enumerate(lines, start=1):
-        if not text:
-            continue
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(text)
             rows = [Written(row["prompt"], row["answer"], row["finished"]) for row in value["written"]]
             yield _Line(value["batch"], rows)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if number == len(lines):
-                return
-            raise CorruptFile(
-                f"{file}, line {number}: not a batch of answers; delete the file to write it anew"
-            ) from error
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
