@@ -117,6 +117,33 @@ def run(
 
 
 @app.command(epilog=EPILOG)
+@_answering(resumable=True)
+def label(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the teacher once about a recipe's training text and keep what it says.
+
+    Fills the recipe's store of signals (signals.store); what is there already is not computed again, and what is
+    damaged is computed anew. `lmdistill run` with the same recipe then trains from it.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(recipe)):
+        from lmdistill.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        from lmdistill.pipeline import label_recipe
+    folder = label_recipe(loaded, progress=progress)
+    if as_json:
+        _answer(store=folder)
+    else:
+        _say(f"store    {folder}")
+
+
+@app.command(epilog=EPILOG)
 @_answering()
 def doctor(
     recipe: RecipeFile,
@@ -285,6 +312,111 @@ def report(
         _answer(report=page)
     else:
         _say(str(page))
+
+
+signals = typer.Typer(
+    name="signals",
+    help="Look at stores of signals, check them, and merge them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(signals)
+
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
+
+
+@signals.command(epilog=EPILOG)
+@_answering()
+def stat(store: StoreFolder, as_json: Json = False, debug: Debug = False) -> None:
+    """Say what a store holds: sources, rows, tokens, bytes a position."""
+    from lmdistill.signals.inspect import statistics
+
+    found = statistics(store)
+    if as_json:
+        _answer(**found)
+    else:
+        from lmdistill import display
+
+        display.show(display.facts(found))
+
+
+@signals.command(epilog=EPILOG)
+@_answering()
+def head(
+    store: StoreFolder,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 1,
+    positions: Annotated[int, typer.Option(min=1, help="Positions of each row.")] = 8,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the first rows: keys, ids and what the teacher says of them."""
+    from lmdistill.signals.inspect import first_rows
+
+    found = first_rows(store, rows, positions)
+    if as_json:
+        _answer(rows=found)
+    else:
+        for row in found:
+            _say(f"{row['key']}  {row['tokens']} tokens, {row['positions']} positions, {row['bytes']} bytes")
+            for line in row["signal"]:
+                _say(f"  {line}")
+
+
+@signals.command(epilog=EPILOG)
+@_answering()
+def verify(
+    store: StoreFolder,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Compute some rows again with this model and print the divergence."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to compute again, spread over the store.")] = 16,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file's checksum and, with the teacher, how far what is stored is from what it says.
+
+    Exit code 1 where a file is damaged; `lmdistill label` mends it.
+    """
+    from lmdistill.arguments import model_spec
+    from lmdistill.signals.inspect import check_store
+
+    progress = make_console_progress(quiet, as_json)
+    problems, fidelity = check_store(store, model_spec(teacher) if teacher is not None else None, rows, progress)
+    if as_json:
+        _answer(not problems, problems=problems, fidelity=fidelity)
+    else:
+        from lmdistill import display
+
+        for problem in problems:
+            _say(problem)
+        if fidelity is not None:
+            display.show(display.facts(fidelity))
+        if not problems:
+            _say("all checksums hold")
+    if problems:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@signals.command(epilog=EPILOG)
+@_answering()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Folders of stores.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The new store.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write one store with the rows of several, each once; several teachers may speak in it."""
+    from lmdistill.signals.store import SignalStore
+    from lmdistill.signals.store import merge as merge_stores
+
+    merged = merge_stores([SignalStore(store) for store in stores], output)
+    rows = sum(shard.rows for shard in merged.shards)
+    if as_json:
+        _answer(store=output, rows=rows, sources=len(merged.sources))
+    else:
+        _say(f"store    {output}: {rows} rows of {len(merged.sources)} sources")
 
 
 @app.command(epilog=EPILOG)

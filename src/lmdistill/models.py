@@ -40,7 +40,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lmdistill.errors import LmdistillError, MissingExtra, ModelError
-from lmdistill.io import write_folder
+from lmdistill.io import hash_bytes, hash_json, write_folder
 from lmdistill.recipe import ModelSpec
 
 PACKAGE = "package:"
@@ -118,6 +118,36 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     with write_folder(folder) as temporary, errors_of_the_disk(), quiet_transformers():
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """One name for how a tokenizer cuts text and lays out chats."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    description = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return hash_json([description, tokenizer.chat_template])
+
+
+def model_fingerprint(spec: ModelSpec) -> str:
+    """One name for a model's weights: names, sizes, and the first and last MiB of its files and its configuration.
+
+    For a model of the Hugging Face hub, the commit that is in the cache.
+    """
+    path = Path(resolve_path(spec.model)).expanduser()
+    if not path.exists():
+        config = load_config(spec)
+        return hash_json([spec.model, getattr(config, "_commit_hash", None) or spec.revision])
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".gguf"))
+    if spec.gguf_file is not None:
+        files = [path / spec.gguf_file]
+    parts: list[object] = []
+    for file in files:
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            first = opened.read(2**20)
+            opened.seek(max(0, size - 2**20))
+            parts.append([file.name, size, hash_bytes(first), hash_bytes(opened.read(2**20))])
+    config_file = path / "config.json"
+    return hash_json([*parts, hash_bytes(config_file.read_bytes()) if config_file.is_file() else None])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmdistill.data import DataReport, build_dataset, load_documents
 from lmdistill.doctor import examine, tokenizer_differences
-from lmdistill.errors import ModelError, TokenizerMismatch
+from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
 from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
 from lmdistill.io import RunLock, write_json, write_text
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
@@ -38,6 +39,7 @@ from lmdistill.recipe import (
 from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
+from lmdistill.stages.label import label_dataset, signals_folder
 from lmdistill.stages.prepare import (
     Sources,
     encode,
@@ -141,7 +143,7 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
             name=stage.name if is_student else role if len(stages) == 1 else f"{role}-{stage.name}",
             objective=stage.objective or context.recipe.objective,
             training=stage.training,
-            dataset=_stage_dataset(context, work, student, stage),
+            **_text_and_signals(context, work, student, stage),
             heldout=work.heldout,
         )
         for stage in stages
@@ -153,17 +155,56 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
     return trained
 
 
-def _stage_dataset(context: Context, work: _Work, student: Student, stage: StageSpec) -> Dataset:
+def _text_and_signals(context: Context, work: _Work, student: Student, stage: StageSpec) -> dict[str, Any]:
+    """The text of a stage, and the store of the teacher's signals where it is kept on disk."""
+    dataset = _stage_dataset(context, work, student.tokenizer, stage)
+    objective = stage.objective or context.recipe.objective
+    if context.recipe.signals.kind == "live" or not objective.needs_teacher:
+        return {"dataset": dataset}
+    labelled = _labelled(context, work, student.tokenizer, stage, student.folder)
+    return {"dataset": labelled, "signals": signals_folder(context)}
+
+
+def _labelled(
+    context: Context, work: _Work, tokenizer: PreTrainedTokenizerBase, stage: StageSpec, student: Path | None
+) -> Dataset:
+    """The text of a stage with the keys of its signals, all of which are in the store."""
+    dataset = _stage_dataset(context, work, tokenizer, stage)
+    labelled, result = label_dataset(context, dataset, tokenizer, stage.name, student)
+    _log(work, f"label-{stage.name}", skipped=result.computed == 0)
+    return labelled
+
+
+def label_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Path:
+    """Fill the store of a recipe with the teacher's signals of all its training text; returns the store's folder.
+
+    Raises RecipeError where the recipe keeps no signals, and what is in `lmdistill.errors`.
+    """
+    if recipe.signals.kind == "live":
+        raise RecipeError("signals.kind is live, so there is nothing to store; set it to top_k or another kind")
+    with _opened(recipe, progress or Progress()) as context:
+        _diagnose(context)
+        work = _Work(sources=read_sources(context), stages=recipe_stages(recipe))
+        student = _student(context, work) if recipe.signals.kind == "head_expectation" else None
+        tokenizer = student.tokenizer if student is not None else tokenizer_for_calibration(context)
+        for stage in work.stages:
+            objective = stage.objective or recipe.objective
+            if objective.needs_teacher:
+                _labelled(context, work, tokenizer, stage, student.folder if student is not None else None)
+        return signals_folder(context)
+
+
+def _stage_dataset(context: Context, work: _Work, tokenizer: PreTrainedTokenizerBase, stage: StageSpec) -> Dataset:
     """The encoded and packed text of a stage, made once."""
     assert stage.trajectories is not None
     name = f"{stage.trajectories.source}-{stage.name}"
     if name not in work.datasets:
         documents, report = stage_documents(work.sources, stage)
         if stage.trajectories.source == "teacher":
-            dataset = teacher_dataset(context, documents, student.tokenizer, stage, report)
+            dataset = teacher_dataset(context, documents, tokenizer, stage, report)
             _log(work, f"generate-{stage.name}", False)
         else:
-            dataset = encode(context, documents, student.tokenizer, f"train-{stage.name}", report)
+            dataset = encode(context, documents, tokenizer, f"train-{stage.name}", report)
         work.datasets[name], work.reports[name] = dataset, report
     return work.datasets[name]
 
@@ -195,7 +236,7 @@ def _without_teacher(stage: StageSpec, steps: int) -> StageSpec:
 
 
 def _evaluate(context: Context, work: _Work, student: Student, results: dict[Role, Trained]) -> Evaluation:
-    train_set = _stage_dataset(context, work, student, work.stages[0])
+    train_set = _stage_dataset(context, work, student.tokenizer, work.stages[0])
     evaluation, skipped = judge(context, student, results, work.heldout, train_set)
     _log(work, "evaluate", skipped)
     return evaluation

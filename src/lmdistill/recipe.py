@@ -128,6 +128,8 @@ class StudentSpec(Section):
     """Trim the vocabulary."""
     lora: LoraSpec | None = None
     """Train adapters only."""
+    freeze_head: bool = False
+    """Do not train the output head (nor the embedding where it is tied to it)."""
     calibration_tokens: Count = 16384
     """Tokens of training text on which importance is measured."""
     save_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
@@ -304,6 +306,59 @@ class ObjectiveSpec(Section):
         return self.divergence.weight > 0 or self.hidden_cosine.weight > 0
 
 
+SignalKind = Literal["live", "top_k", "top_p", "sampled", "top_and_sampled", "hidden", "head_expectation", "token"]
+
+
+class SignalSpec(Section):
+    """What is kept of the teacher's distribution on disk, so that it is asked once for many trainings."""
+
+    kind: SignalKind = "live"
+    """`live`: nothing is stored, the teacher runs beside the student. `top_k`: its k likeliest tokens and the mass of
+    the rest. `top_p`: as many as hold the probability p, at most k. `sampled`: draws with counts (RS-KD 2503.16870),
+    unbiased. `top_and_sampled`: the likeliest and draws from the rest, unbiased. `hidden`: the last hidden state in few
+    directions, for the whole vocabulary. `head_expectation`: the mean row of the student's frozen head. `token`: the
+    log-probability of the text's own token."""
+    store: str | None = None
+    """Folder of the store; `signals` in the run's folder where absent. Several runs may share one."""
+    k: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Most tokens kept at a position (`top_k`, `top_p`)."""
+    p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.99
+    """Probability that the kept tokens hold (`top_p`)."""
+    samples: Annotated[int, Field(ge=1, le=4096)] = 50
+    """Draws at a position (`sampled`, `top_and_sampled`)."""
+    proposal_temperature: Positive = 1.0
+    """Draws come from the teacher's distribution to the power of 1 / this; other than 1 they are weighted, and the
+    estimate is consistent but no longer unbiased (`sampled`)."""
+    exact: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Tokens kept exactly (`top_and_sampled`)."""
+    rank: Annotated[int, Field(ge=1)] = 128
+    """Directions of the hidden state that are kept (`hidden`)."""
+    resolution: Annotated[float, Field(gt=1e-5, le=0.5)] = 0.008
+    """Step in which probabilities are kept; what rounds to none of it joins the tail. Half of it takes about half as
+    many bytes again and halves the error."""
+    tail: Literal["bucket", "renormalise", "drop"] = "bucket"
+    """What becomes of the probability that is not kept (`top_k`, `top_p`); see `lmdistill.signals.TopKSignal`."""
+    temperature: Positive = 1.0
+    """Temperature of the stored distribution; the objective must use the same."""
+    calibration_tokens: Annotated[int, Field(ge=256)] = 16384
+    """Tokens of the text on which the codec learns its tables, before anything is stored."""
+    shard_rows: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Sequences in one file of the store: as much as a kill can cost."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Tokens that the teacher reads at a time."""
+
+    def meaning(self) -> dict[str, Any]:
+        """The fields on which the stored signals depend; the others say how they are made and where they lie."""
+        used: dict[str, set[str]] = {
+            "top_k": {"k", "resolution", "tail"},
+            "top_p": {"k", "p", "resolution", "tail"},
+            "sampled": {"samples", "proposal_temperature", "resolution"},
+            "top_and_sampled": {"exact", "samples", "resolution"},
+            "hidden": {"rank"},
+        }
+        return self.model_dump(mode="json", include={"kind", "temperature", *used.get(self.kind, set())})
+
+
 class GenerationSpec(Section):
     """How text is sampled."""
 
@@ -449,6 +504,8 @@ class Recipe(Section):
     """Training and held-out data."""
     trajectories: TrajectoriesSpec = Field(default_factory=TrajectoriesSpec)
     """Whose text is trained on."""
+    signals: SignalSpec = Field(default_factory=SignalSpec)
+    """What is kept of the teacher on disk; by default nothing, and the teacher is asked live."""
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     """What is minimised."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -474,10 +531,46 @@ class Recipe(Section):
             raise ValueError(f"two stages have one name among {names}; give each its own")
         return self
 
+    @model_validator(mode="after")
+    def _signals(self) -> Recipe:
+        if self.signals.kind != "live":
+            for stage in recipe_stages(self):
+                if stage.objective is not None and stage.objective.needs_teacher:
+                    _check_signals(self.signals, stage.objective, self.student)
+        return self
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.runs) / self.name
+
+
+def _check_signals(signals: SignalSpec, objective: ObjectiveSpec, student: StudentSpec) -> None:
+    """Refuse what a stored signal cannot give. Raises ValueError."""
+    kind, divergence = signals.kind, objective.divergence
+    allowed = {
+        "sampled": ("forward_kl",),
+        "top_and_sampled": ("forward_kl",),
+        "head_expectation": ("forward_kl",),
+        "token": ("forward_kl", "reverse_kl"),
+    }.get(kind)
+    if allowed is not None and divergence.kind not in allowed:
+        raise ValueError(
+            f"signals.kind: {kind} can estimate {' and '.join(allowed)} only, not {divergence.kind}; choose top_k, "
+            "top_p or hidden, or change objective.divergence.kind"
+        )
+    if objective.hidden_cosine.weight > 0:
+        raise ValueError("objective.hidden_cosine needs the teacher's own hidden states: use signals.kind: live")
+    # A hidden state gives any temperature; what was summed up at one temperature stays there.
+    if kind != "hidden" and divergence.temperature != signals.temperature:
+        raise ValueError(
+            f"objective.divergence.temperature = {divergence.temperature} but signals.temperature = "
+            f"{signals.temperature}: the stored distribution must have the objective's temperature"
+        )
+    if student.vocabulary is not None:
+        raise ValueError("a store keeps the teacher's ids: student.vocabulary cannot be trimmed with signals on disk")
+    if kind == "head_expectation" and not student.freeze_head:
+        raise ValueError("signals.kind: head_expectation refers to a head that stays: set student.freeze_head: true")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -24,7 +24,7 @@ from lmdistill.data import (
 )
 from lmdistill.errors import DataError
 from lmdistill.io import hash_file, hash_json, write_folder, write_json
-from lmdistill.models import resolve_path
+from lmdistill.models import resolve_path, tokenizer_fingerprint
 from lmdistill.recipe import SourceSpec, StageSpec, recipe_stages
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
@@ -73,7 +73,7 @@ def encode(
     key = fingerprint_of(
         [document.id for document in documents],
         context.recipe.data.model_dump(mode="json", exclude={"train", "evaluation"}),
-        _tokenizer_key(tokenizer),
+        tokenizer_fingerprint(tokenizer),
         context.recipe.seed,
     )
     record = context.folder.record(f"data-{name}")
@@ -195,9 +195,3 @@ def _keep(dataset: Dataset, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with write_folder(folder) as temporary:
         dataset.save_to_disk(str(temporary))
-
-
-def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    description = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return fingerprint_of(description, tokenizer.chat_template)

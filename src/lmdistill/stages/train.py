@@ -22,14 +22,16 @@ from lmdistill.models import errors_of_the_disk, load_model, save_model
 from lmdistill.objectives.divergences import TAID
 from lmdistill.recipe import ModelSpec, ObjectiveSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.student import Student
 from lmdistill.students import merged, with_adapters
 from lmdistill.training.arguments import training_arguments
 from lmdistill.training.callbacks import StopOnSignal, TellProgress
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
-from lmdistill.training.objective import LiveTeacher, Objective
+from lmdistill.training.objective import LiveTeacher, Objective, Teacher
 from lmdistill.training.schedules import TaidSchedule
+from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
 from lmdistill.training.trainer import DistillTrainer
 
 HELDOUT_TOKENS = 4096
@@ -45,6 +47,8 @@ class Job:
     training: Mapping[str, Any]
     dataset: Dataset
     heldout: Mapping[str, Dataset]
+    signals: Path | None = None
+    """The store that the teacher's signals come from; the teacher is asked live where absent."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def job_fingerprint(context: Context, job: Job, start: str) -> str:
         start,
         recipe.seed,
         recipe.teacher.model_dump(mode="json") if job.objective.needs_teacher else None,
+        recipe.student.freeze_head,
         recipe.student.lora.model_dump(mode="json") if recipe.student.lora else None,
     )
 
@@ -150,12 +155,15 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
     if len(job.dataset) == 0:
         raise DataError(f"stage {job.name}: no sequence is left to train on; see the counts in data.json")
     set_seed(context.recipe.seed)
-    objective = _objective(context, student, job, mixed=arguments.bf16)
+    if context.recipe.student.freeze_head:
+        model.get_output_embeddings().requires_grad_(False)
+    collator = _collator(job)
+    objective = _objective(context, student, job, collator, mixed=arguments.bf16)
     trainer = DistillTrainer(
         model=model,
         args=arguments,
         train_dataset=job.dataset,
-        data_collator=Collator(),
+        data_collator=collator,
         processing_class=student.tokenizer,
         objective=objective,
         heldout_scores=lambda model: _heldout(context, student, job, model),
@@ -203,10 +211,22 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
     )
 
 
-def _objective(context: Context, student: Student, job: Job, mixed: bool) -> Objective:
+def _collator(job: Job) -> Collator | SignalCollator:
+    """Batches of text, with the stored signals where the job has a store."""
+    if job.signals is None or not job.objective.needs_teacher:
+        return Collator()
+    store = SignalStore(job.signals)
+    return SignalCollator(store, kinds_of(store, store.source_of(job.dataset[0][KEY])))
+
+
+def _objective(
+    context: Context, student: Student, job: Job, collator: Collator | SignalCollator, mixed: bool
+) -> Objective:
     vocabulary = len(student.tokenizer)
-    teacher = None
-    if job.objective.needs_teacher:
+    teacher: Teacher | None = None
+    if isinstance(collator, SignalCollator):
+        teacher = StoredTeacher(next(iter(collator.kinds.values())))
+    elif job.objective.needs_teacher:
         kept = None if student.kept_ids is None else student.kept_ids.to(context.device)
         teacher = LiveTeacher(context.teacher, vocabulary, kept)
     try:
@@ -268,7 +288,7 @@ def _flops(context: Context, job: Job, model: PreTrainedModel, tokens: int) -> f
     """Student forward and backward (three times its forward) and the teacher's forward."""
     length = context.recipe.data.max_length
     total = 3 * forward_flops(model, tokens, length)
-    if job.objective.needs_teacher:
+    if job.objective.needs_teacher and job.signals is None:
         total += forward_flops(context.teacher, tokens, length)
     return total
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from lmdistill.models import OutputHead, last_hidden, output_head
 from lmdistill.objectives import Divergence, distillation_loss, find_divergence
 from lmdistill.objectives.hints import cosine_distance
 from lmdistill.recipe import ObjectiveSpec
-from lmdistill.signals import HiddenSignal
+from lmdistill.signals import HiddenSignal, Signal
 
 IGNORED = -100
 
@@ -40,15 +40,24 @@ class LiveTeacher:
             batch = {**batch, "input_ids": self.kept_ids[batch["input_ids"]]}
         return last_hidden(self.model, batch)
 
-    def signal(self, hidden_NK: Tensor) -> HiddenSignal:
-        """The exact distribution at these positions."""
-        return HiddenSignal(
+    def speak(self, batch: Mapping[str, Any]) -> tuple[HiddenSignal, Tensor]:
+        """The exact distribution at all positions of a batch, and the hidden states (N, K) behind it."""
+        hidden_NK = self.hidden(model_inputs(batch)).flatten(0, 1)
+        signal = HiddenSignal(
             hidden_NK,
             self.head.weight_VH,
             bias=self.head.bias_V,
             logit_scale=self.head.logit_scale,
             softcap=self.head.softcap,
         )
+        return signal, hidden_NK
+
+
+class Teacher(Protocol):
+    """Whoever says what the student should hold: a model beside it, or a store."""
+
+    def speak(self, batch: Mapping[str, Any]) -> tuple[Signal, Tensor | None]:
+        """The signal at all positions of a batch, and the last hidden states (N, K) where there are any."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Objective:
         self,
         spec: ObjectiveSpec,
         *,
-        teacher: LiveTeacher | None,
+        teacher: Teacher | None,
         vocabulary_size: int,
         compute_dtype: torch.dtype | None = None,
         compiled: bool = True,
@@ -95,21 +104,19 @@ class Objective:
 
         `model` is called (wrapped for several devices or not), `bare_model` is the student inside it.
         """
-        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-        hidden_BLH = last_hidden(model, inputs)
+        hidden_BLH = last_hidden(model, model_inputs(batch))
         hidden_NH = hidden_BLH.flatten(0, 1)
         labels_N = next_labels(batch["labels"]).flatten()
         mask_N = labels_N != IGNORED
-        teacher_NK = self.teacher.hidden(inputs).flatten(0, 1) if self.teacher is not None else None
+        signal, teacher_NK = self.teacher.speak(batch) if self.teacher is not None else (None, None)
         head = output_head(bare_model, self.vocabulary_size)
         term = self.spec.divergence
-        has_divergence = term.weight > 0 and self.teacher is not None and teacher_NK is not None
         parts = None
-        if has_divergence or self.spec.cross_entropy.weight > 0:
+        if (signal is not None and term.weight > 0) or self.spec.cross_entropy.weight > 0:
             parts = distillation_loss(
                 hidden_NH,
                 head.weight_VH,
-                self.teacher.signal(teacher_NK) if has_divergence and self.teacher and teacher_NK is not None else None,
+                signal if term.weight > 0 else None,
                 self.divergence,
                 divergence_weight=term.weight,
                 labels_N=labels_N.clamp_min(0),
@@ -138,6 +145,11 @@ class Objective:
                 hidden_BLH.shape[:2]
             ),
         )
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of a batch a model reads."""
+    return {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
 
 
 def next_labels(labels_BL: Tensor) -> Tensor:

@@ -1,0 +1,264 @@
+"""Labelling: the teacher speaks once about every training sequence, and what it says is kept.
+
+The rows that a store lacks are computed in the data set's order, a shard at a time; a shard counts once the manifest
+names it. A run that is killed loses the shard in progress; the next one goes on behind it and ends at the same bytes.
+A shard that does not verify is computed again in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lmdistill.errors import DataError, Interrupted, ModelError
+from lmdistill.io import RunLock
+from lmdistill.models import OutputHead
+from lmdistill.progress import Progress, Task
+from lmdistill.recipe import SignalSpec
+from lmdistill.signals.codec import Array
+from lmdistill.signals.kinds import Kind, learn_kind, load_kind
+from lmdistill.signals.manifest import MANIFEST, MAX_VOCABULARY, Manifest, Shard, Source, write_manifest
+from lmdistill.signals.store import (
+    SignalStore,
+    StoredRow,
+    TrainingSequence,
+    keys_hash,
+    source_key,
+    write_shard,
+    write_tables,
+)
+from lmdistill.signals.teller import Payload
+
+
+class Engine(Protocol):
+    """Whoever lets the teacher speak: this process, workers, or a server."""
+
+    def tell(
+        self, sequences: Sequence[TrainingSequence], seeds: Sequence[int], told: Callable[[int], None]
+    ) -> list[Payload]:
+        """What the teacher says at the labelled positions of each sequence."""
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What labelling did."""
+
+    folder: Path
+    rows: int
+    """Rows of the data set, all of which the store now has."""
+    computed: int
+    """Rows that were computed now."""
+    tokens: int
+    """Tokens that the teacher read for it."""
+
+
+def label(
+    sequences: Sequence[TrainingSequence],
+    source: Source,
+    spec: SignalSpec,
+    folder: Path,
+    *,
+    engine: Callable[[], Engine],
+    head: Callable[[], OutputHead],
+    student: dict[str, Array] | None = None,
+    progress: Progress,
+    stopped: Callable[[], bool] = lambda: False,
+) -> LabelResult:
+    """Fill a store with the signals of these sequences.
+
+    `source` says whose signals they are (its tables are filled in here); `engine` and `head` load the teacher, and are
+    called only where something is missing. Raises ModelError for a store of another teacher or tokenizer, DataError,
+    CorruptFile, RunFolderInUse, StorageError, and Interrupted where `stopped`.
+    """
+    if source.vocabulary_size > MAX_VOCABULARY:
+        raise DataError(f"{source.vocabulary_size} ids; a store holds vocabularies of up to {MAX_VOCABULARY}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder):
+        job = _Job(sequences, source, spec, folder, engine, head, student, progress, stopped)
+        return job.carry_out()
+
+
+class _Job:
+    """One call of `label`."""
+
+    def __init__(
+        self,
+        sequences: Sequence[TrainingSequence],
+        source: Source,
+        spec: SignalSpec,
+        folder: Path,
+        engine: Callable[[], Engine],
+        head: Callable[[], OutputHead],
+        student: dict[str, Array] | None,
+        progress: Progress,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.sequences = sequences
+        self.spec = spec
+        self.folder = folder
+        self.engine = engine
+        self.head = head
+        self.student = student
+        self.progress = progress
+        self.stopped = stopped
+        self.keys = [sequence.key(source) for sequence in sequences]
+        self.source = source
+        self.manifest = Manifest()
+        self.computed = 0
+        self.tokens = 0
+
+    def carry_out(self) -> LabelResult:
+        """Repair, then extend, then say that all is there."""
+        damaged = self._known()
+        missing = self._missing(damaged)
+        if missing or damaged:
+            kind = self._kind()
+            count = sum(len(places) for places in missing) + sum(len(places) for places in damaged.values())
+            total = sum(
+                len(self.sequences[place].input_ids_L) for places in [*missing, *damaged.values()] for place in places
+            )
+            with self.progress.task(f"label {count} sequences", total=total, unit="tokens") as task:
+                self._write(kind, damaged, missing, task)
+        if not self.manifest.complete:
+            self.manifest.complete = True
+            write_manifest(self.folder, self.manifest)
+        return LabelResult(self.folder, len(self.sequences), self.computed, self.tokens)
+
+    def _known(self) -> dict[int, list[int]]:
+        """Read what is there; returns the shards to be computed again, each with the places of its rows."""
+        if not (self.folder / MANIFEST).is_file():
+            return {}
+        store = SignalStore(self.folder)
+        self.manifest = store.manifest
+        if self.manifest.sources:
+            _same_source(self.manifest.sources, self.source, self.folder)
+            self.source = self.manifest.sources[0]
+            store.tables(0)
+        damaged: dict[int, list[int]] = {}
+        gone = []
+        for number, problem in store.problems().items():
+            first, shard = store.first_row(number), self.manifest.shards[number]
+            places = list(range(first, first + shard.rows))
+            if places[-1] < len(self.keys) and keys_hash(self.keys[p] for p in places) == shard.keys_sha256:
+                damaged[number] = places
+                self.progress.warn(f"{problem} now")
+            else:
+                gone.append(number)
+                self.progress.warn(f"{problem.partition(';')[0]}; it is dropped: its rows are not of this data set")
+        if gone:
+            kept = [number for number in range(len(self.manifest.shards)) if number not in gone]
+            damaged = {kept.index(number): places for number, places in damaged.items()}
+            self.manifest.shards = [self.manifest.shards[number] for number in kept]
+            write_manifest(self.folder, self.manifest)
+        return damaged
+
+    def _missing(self, damaged: dict[int, list[int]]) -> list[list[int]]:
+        """Places of the rows that no shard holds, a list for each shard to come."""
+        known: set[str] = set()
+        if self.manifest.shards:
+            store = SignalStore(self.folder, verify=False)
+            good = [number for number in range(len(self.manifest.shards)) if number not in damaged]
+            known.update(row.key for row in store.rows(good))
+        known.update(self.keys[place] for places in damaged.values() for place in places)
+        missing = []
+        for place, key in enumerate(self.keys):
+            if key not in known:
+                known.add(key)  # a sequence that comes twice is labelled once
+                missing.append(place)
+        step = self.spec.shard_rows
+        return [missing[first : first + step] for first in range(0, len(missing), step)]
+
+    def _kind(self) -> Kind:
+        """The codec of this source, learnt on the first rows where the store is new."""
+        if self.manifest.sources:
+            return load_kind(self.spec, SignalStore(self.folder, verify=False).tables(0))
+        places, tokens = [], 0
+        for place, sequence in enumerate(self.sequences):
+            places.append(place)
+            tokens += len(sequence.input_ids_L)
+            if tokens >= self.spec.calibration_tokens:
+                break
+        with self.progress.task("learn the codec", total=tokens, unit="tokens") as task:
+            examples = self._tell(places, task)
+        kind = learn_kind(self.spec, [e for e in examples if len(next(iter(e.values())))], self.head(), self.student)
+        name, checksum = write_tables(self.folder, 0, kind.tables)
+        self.source = self.source.model_copy(update={"tables": name, "tables_sha256": checksum})
+        self.manifest = Manifest(sources=[self.source])
+        write_manifest(self.folder, self.manifest)
+        return kind
+
+    def _tell(self, places: Sequence[int], task: Task) -> list[Payload]:
+        seeds = [int(self.keys[place][:15], 16) for place in places]
+        self.tokens += sum(len(self.sequences[place].input_ids_L) for place in places)
+        return self.engine().tell([self.sequences[place] for place in places], seeds, task.advance)
+
+    def _write(self, kind: Kind, damaged: dict[int, list[int]], missing: list[list[int]], task: Task) -> None:
+        """Compute shard after shard; packing and writing one overlaps with computing the next."""
+        first = 1 + max((int(shard.file[6:-8]) for shard in self.manifest.shards), default=-1)
+        work = [(number, int(self.manifest.shards[number].file[6:-8]), places) for number, places in damaged.items()]
+        work += [(None, first + number, places) for number, places in enumerate(missing)]  # type: ignore[misc]
+        if self.manifest.complete and missing:
+            self.manifest.complete = False
+        pending: Future[Shard] | None = None
+        slot: int | None = None
+        with ThreadPoolExecutor(1) as writer:
+            for number, file, places in work:
+                payloads = self._tell(places, task)
+                self.computed += len(places)
+                if pending is not None:
+                    self._acknowledge(pending.result(), slot)
+                pending, slot = writer.submit(self._shard, kind, file, places, payloads), number
+                if self.stopped():
+                    self._acknowledge(pending.result(), slot)
+                    raise Interrupted(
+                        f"stopped after {self.computed} of {sum(len(w[2]) for w in work)} rows; what is labelled is "
+                        "kept: run the same command again to go on"
+                    )
+            if pending is not None:
+                self._acknowledge(pending.result(), slot)
+
+    def _shard(self, kind: Kind, file: int, places: Sequence[int], payloads: Sequence[Payload]) -> Shard:
+        rows = [
+            StoredRow(self.keys[place], self.sequences[place], kind.pack(payload))
+            for place, payload in zip(places, payloads, strict=True)
+        ]
+        return write_shard(self.folder, file, rows)
+
+    def _acknowledge(self, shard: Shard, slot: int | None) -> None:
+        if slot is None:
+            self.manifest.shards.append(shard)
+        else:
+            self.manifest.shards[slot] = shard
+        write_manifest(self.folder, self.manifest)
+
+
+def _same_source(known: Sequence[Source], wanted: Source, folder: Path) -> None:
+    if len(known) > 1:
+        raise ModelError(f"{folder} was merged from {len(known)} sources: it can be read but not extended")
+    if source_key(known[0]) == source_key(wanted):
+        return
+    names = {
+        "teacher_fingerprint": "teacher",
+        "tokenizer_fingerprint": "tokenizer or chat template",
+        "vocabulary_size": "vocabulary",
+        "signal": "signal",
+        "seed": "seed",
+    }
+    other = [field for field in names if getattr(known[0], field) != getattr(wanted, field)]
+    field = other[0]
+    old, new = getattr(known[0], field), getattr(wanted, field)
+    shown = (old, new) if not isinstance(old, str) else (old[:12], new[:12])
+    raise ModelError(
+        f"{folder} holds signals of another {names[field]}: {shown[0]} there ({known[0].teacher}), {shown[1]} here "
+        f"({wanted.teacher}). Name another folder in signals.store, or delete this one"
+    )
+
+
+def sequences_of(dataset: Sequence[dict[str, Array]]) -> list[TrainingSequence]:
+    """The sequences of a data set of `lmdistill.data`."""
+    return [TrainingSequence.from_columns({k: np.asarray(v) for k, v in row.items()}) for row in dataset]

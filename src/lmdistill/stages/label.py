@@ -1,0 +1,124 @@
+"""Asking the teacher once about the training text, and keeping what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lmdistill.accounting import forward_flops
+from lmdistill.data import fingerprint
+from lmdistill.io import hash_bytes
+from lmdistill.models import load_model, model_fingerprint, output_head, tokenizer_fingerprint
+from lmdistill.recipe import ModelSpec
+from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.signals.codec import Array
+from lmdistill.signals.label import LabelResult, label
+from lmdistill.signals.local import LocalEngine
+from lmdistill.signals.manifest import Source
+from lmdistill.signals.store import TrainingSequence, source_key
+from lmdistill.stages.context import Context
+from lmdistill.training.stored import KEY
+
+
+class DatasetSequences(Sequence[TrainingSequence]):
+    """The sequences of a data set, each made when it is asked for."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset.with_format("numpy")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, place: int) -> TrainingSequence: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[TrainingSequence]: ...
+
+    def __getitem__(self, place: int | slice) -> TrainingSequence | Sequence[TrainingSequence]:
+        """One sequence, or several."""
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        return TrainingSequence.from_columns(self.dataset[place])
+
+
+def signals_folder(context: Context) -> Path:
+    """Where the run's store lies."""
+    named = context.recipe.signals.store
+    return Path(named).expanduser() if named is not None else context.folder.file("signals")
+
+
+def signal_source(context: Context, tokenizer: PreTrainedTokenizerBase, student_head: str | None = None) -> Source:
+    """Whose signals the run's are. `student_head` names the frozen head that `head_expectation` refers to."""
+    recipe = context.recipe
+    return Source(
+        teacher=recipe.teacher.model,
+        teacher_fingerprint=model_fingerprint(recipe.teacher),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        vocabulary_size=len(tokenizer),
+        signal=recipe.signals.meaning(),
+        student_head=student_head,
+        seed=recipe.seed,
+        tables="",
+        tables_sha256="",
+    )
+
+
+def label_dataset(
+    context: Context, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, student: Path | None
+) -> tuple[Dataset, LabelResult]:
+    """Fill the run's store with the signals of a data set; returns it with the column of their keys.
+
+    `student` is the folder of the built student, for `head_expectation`.
+    """
+    spec = context.recipe.signals
+    head_tables, head_name = _student_head(context, student) if spec.kind == "head_expectation" else (None, None)
+    source = signal_source(context, tokenizer, head_name)
+    sequences = DatasetSequences(dataset)
+    folder = signals_folder(context)
+
+    def engine() -> LocalEngine:
+        return LocalEngine(context.teacher, len(tokenizer), spec, head_tables)
+
+    def fill() -> LabelResult:
+        return label(
+            sequences,
+            source,
+            spec,
+            folder,
+            engine=engine,
+            head=lambda: output_head(context.teacher, len(tokenizer)),
+            student=head_tables,
+            progress=context.progress,
+            stopped=lambda: context.stop.raised,
+        )
+
+    stage = f"label-{name}"
+    key = fingerprint_of(source_key(source), fingerprint(dataset), str(folder.resolve()))
+    if context.folder.is_done(stage, key):
+        result = fill()  # says what is damaged, and mends it
+    else:
+        with context.stage(stage, key, f"the teacher speaks of {len(dataset)} sequences") as facts:
+            with context.stop.patient():
+                result = fill()
+            facts["tokens"] = result.tokens
+            if result.tokens:
+                facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
+    keys = [sequence.key(source) for sequence in sequences]
+    return dataset.add_column(KEY, keys), result
+
+
+def _student_head(context: Context, student: Path | None) -> tuple[dict[str, Array], str]:
+    """The rows of the student's head, and one name for them."""
+    assert student is not None
+    model = load_model(ModelSpec(model=str(student)), dtype=context.save_dtype, device=context.device)
+    head = output_head(model)
+    tables: dict[str, Array] = {"student_head": head.weight_VH.detach().float().cpu().numpy()}
+    if head.bias_V is not None:
+        tables["student_bias"] = head.bias_V.detach().float().cpu().numpy()
+    return tables, hash_bytes(b"".join(np.ascontiguousarray(table).tobytes() for table in tables.values()))
