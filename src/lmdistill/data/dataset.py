@@ -148,7 +148,9 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     digest.update(repr(names).encode())
     for row in dataset.with_format("arrow").iter(batch_size=1):
         for name in names:
-            values = row[name].combine_chunks().flatten()
+            values = row[name].combine_chunks()
+            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+                values = values.flatten()
             digest.update(len(values).to_bytes(8, "big"))
             if pa.types.is_integer(values.type):
                 digest.update(values.to_numpy(zero_copy_only=False).astype("<i8").tobytes())

@@ -309,7 +309,7 @@ class HeadExpectationKind:
         if positions:
             codes = decompressor(data[4:end]).decode(_GAUSSIAN, *self._parameters(positions * width))
             rows_NH = codes.reshape(positions, width) * self.tables["step"] + self.tables["mean"]
-        rest = np.frombuffer(data[end:], dtype="<f4").reshape(-1, positions) if positions else np.zeros((2, 0))
+        rest = np.frombuffer(data[end:], dtype="<f4").reshape(-1, positions).copy() if positions else np.zeros((2, 0))
         names = ("entropy", "bias")[: len(rest)]
         return {"rows": rows_NH.astype(np.float32), **dict(zip(names, rest, strict=True))}
 
