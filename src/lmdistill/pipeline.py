@@ -48,6 +48,7 @@ from lmdistill.stages.prepare import (
     teacher_dataset,
     write_data_report,
 )
+from lmdistill.stages.select import select_documents
 from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
 from lmdistill.stages.train import Job, Trained, carry_out
 from lmdistill.stages.verdict import judge
@@ -200,6 +201,9 @@ def _stage_dataset(context: Context, work: _Work, tokenizer: PreTrainedTokenizer
     name = f"{stage.trajectories.source}-{stage.name}"
     if name not in work.datasets:
         documents, report = stage_documents(work.sources, stage)
+        if context.recipe.data.difference is not None:
+            documents, skipped = select_documents(context, documents, tokenizer, stage.name)
+            _log(work, f"select-{stage.name}", skipped)
         if stage.trajectories.source == "teacher":
             dataset = teacher_dataset(context, documents, tokenizer, stage, report)
             _log(work, f"generate-{stage.name}", False)

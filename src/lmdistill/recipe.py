@@ -188,6 +188,15 @@ class SourceSpec(Section):
     """At most this many rows, taken after splitting, in an order shuffled by the seed."""
 
 
+class DifferenceSpec(Section):
+    """Difference sampling (MiniPLM, 2410.17215): train on what the teacher finds likely and a small model does not."""
+
+    reference: ModelSpec
+    """The small model; it must have the teacher's tokenizer."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the documents that stay: those with the largest difference of log-probabilities a token."""
+
+
 class DataSpec(Section):
     """What the student reads in training and in evaluation."""
 
@@ -209,6 +218,8 @@ class DataSpec(Section):
     """What an unreadable row does: stop the run with its file, line and reason, or be skipped and counted."""
     shuffle: bool = True
     """Shuffle the rows once, by the seed, before packing."""
+    difference: DifferenceSpec | None = None
+    """Choose the training documents by how much more the teacher makes of them than a reference model."""
 
     @field_validator("evaluation")
     @classmethod
@@ -282,6 +293,17 @@ class HiddenCosineTerm(Section):
     """Factor of this term in the loss."""
 
 
+class TokenWeightSpec(Section):
+    """Which of the trained tokens count in the loss; the others are not even projected."""
+
+    by: Literal["all", "student_entropy", "divergence", "position"] = "all"
+    """`all`; those where the student is least certain (`student_entropy`, SE-KD 2602.01395); those where it differs
+    most from the teacher (`divergence`); or the first ones of each row (`position`)."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Share of the trained tokens that count; their weights make up for the others, so that the loss keeps its
+    scale."""
+
+
 class ObjectiveSpec(Section):
     """What is minimised: a weighted sum of terms, each a mean over the trained tokens."""
 
@@ -291,9 +313,13 @@ class ObjectiveSpec(Section):
     """Cross-entropy with the text."""
     hidden_cosine: HiddenCosineTerm = Field(default_factory=HiddenCosineTerm)
     """Direction of the last hidden state."""
+    tokens: TokenWeightSpec = Field(default_factory=TokenWeightSpec)
+    """Which tokens count."""
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveSpec:
+        if self.tokens.by == "divergence" and self.divergence.weight == 0:
+            raise ValueError("tokens.by: divergence compares with a teacher: give divergence a weight above 0")
         if self.divergence.weight == 0 and self.cross_entropy.weight == 0 and self.hidden_cosine.weight == 0:
             raise ValueError(
                 "all terms have weight 0; give divergence, cross_entropy or hidden_cosine a weight above 0"
@@ -346,6 +372,17 @@ class SignalSpec(Section):
     """Sequences in one file of the store: as much as a kill can cost."""
     batch_tokens: Annotated[int, Field(ge=1)] = 2048
     """Tokens that the teacher reads at a time."""
+    engine: Literal["local", "server", "ray"] = "local"
+    """Who lets the teacher speak: this process, a server that returns prompt log-probabilities (vLLM's, through its
+    OpenAI-compatible API; kinds `top_k`, `top_p` and `token`), or workers of Ray."""
+    base_url: str | None = None
+    """Address of the server (`engine: server`), for example http://127.0.0.1:8000/v1."""
+    served_model: str | None = None
+    """The teacher's name on the server; `teacher.model` where absent."""
+    requests: Count = 8
+    """Requests that wait for the server at a time."""
+    workers: Count = 2
+    """Worker processes (`engine: ray`)."""
 
     def meaning(self) -> dict[str, Any]:
         """The fields on which the stored signals depend; the others say how they are made and where they lie."""
@@ -408,7 +445,7 @@ class TrajectoriesSpec(Section):
 
 
 # What the pipeline calls its own stages and records in a run folder.
-_OWN_STAGES = re.compile(r"(doctor|student|evaluate|report|none|sft)|(data|generate|save|none|sft)-.*")
+_OWN_STAGES = re.compile(r"(doctor|student|evaluate|report|none|sft)|(data|generate|save|label|select|none|sft)-.*")
 
 
 class StageSpec(Section):
@@ -567,6 +604,15 @@ def _check_signals(signals: SignalSpec, objective: ObjectiveSpec, student: Stude
             f"objective.divergence.temperature = {divergence.temperature} but signals.temperature = "
             f"{signals.temperature}: the stored distribution must have the objective's temperature"
         )
+    if signals.engine == "server" and kind not in ("top_k", "top_p", "token"):
+        raise ValueError(
+            f"a server gives log-probabilities of a few tokens, of which signals.kind: {kind} cannot be made; use "
+            "top_k, top_p or token, or engine: local"
+        )
+    if signals.engine == "server" and signals.base_url is None:
+        raise ValueError("signals.engine: server needs signals.base_url, for example http://127.0.0.1:8000/v1")
+    if signals.engine == "server" and signals.temperature != 1:
+        raise ValueError("a server's log-probabilities are those at temperature 1: set signals.temperature: 1")
     if student.vocabulary is not None:
         raise ValueError("a store keeps the teacher's ids: student.vocabulary cannot be trimmed with signals on disk")
     if kind == "head_expectation" and not student.freeze_head:

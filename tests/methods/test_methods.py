@@ -33,6 +33,9 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "distilbert": ("forward_kl", 5.0, {}, 2.0, True, 2.0, 1.0),
     "minitron": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "minima": ("forward_kl", 0.5, {}, 1.0, False, 0.5, 0.0),
+    "rs_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "se_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "miniplm": ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
 }
 
 
@@ -54,6 +57,17 @@ def test_every_method_is_cited_and_explained(method: Method) -> None:
     assert method.formula.startswith("L = ")
     assert all(note.endswith(".") for note in method.notes)
     assert len(method.notes) >= 2
+
+
+def test_what_the_newer_methods_add_is_the_published_one() -> None:
+    rs_kd, se_kd = resolved("rs_kd"), resolved("se_kd")
+    assert (rs_kd.signals.kind, rs_kd.signals.samples, rs_kd.signals.proposal_temperature) == ("sampled", 50, 1.0)
+    assert (se_kd.objective.tokens.by, se_kd.objective.tokens.keep) == ("student_entropy", 0.2)
+    example = resolve_recipe(
+        {**BASE, "data": {**BASE["data"], **METHODS["miniplm"].example["data"]}, "method": "miniplm"}
+    )
+    assert example.data.difference is not None
+    assert example.data.difference.keep == 0.5
 
 
 def test_the_objective_of_every_method_is_the_published_one() -> None:

@@ -113,7 +113,7 @@ def test_draws_are_unbiased(kind: str) -> None:
     exact_NV = (hidden @ head.weight_VH.T).softmax(-1).numpy()
     teller = Teller(given, head)
     total_NV, draws = np.zeros_like(exact_NV), 3000
-    codec = learn_kind(given, [teller(Speech(hidden, torch.zeros(3, dtype=torch.long), 0))], head)
+    codec = learn_kind(given, [teller(Speech(hidden, torch.zeros(3, dtype=torch.long), 0))], VOCABULARY)
     for seed in range(draws):
         payload = codec.unpack(codec.pack(teller(Speech(hidden, torch.zeros(3, dtype=torch.long), seed))), 3)
         share = payload["counts"] / payload["counts"].sum(1, keepdims=True)

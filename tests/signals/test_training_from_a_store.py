@@ -133,3 +133,17 @@ def test_a_row_that_the_store_lacks_is_named(tmp_path: Path) -> None:
     row = {**dataset(6)[5], KEY: sequences(6)[5].key(source(given))}
     with pytest.raises(DataError, match="no signal for the sequence"):
         collator([row])
+
+
+@pytest.mark.parametrize("by", ["student_entropy", "divergence", "position"])
+def test_weights_leave_tokens_out_and_keep_the_loss_a_mean(by: str, tmp_path: Path) -> None:
+    whole = objective(tokens={"by": by, "keep": 1.0})
+    plain, stored = both(spec("top_k", k=97, resolution=2e-5), tmp_path, whole)
+    everything, _ = both(spec("top_k", k=97, resolution=2e-5), tmp_path, objective())
+    assert plain[0] == pytest.approx(everything[0], rel=1e-5)  # all of them: as if nothing had been chosen
+    assert relative(everything[1], plain[1]) < 1e-4
+    assert relative(plain[1], stored[1]) < 5e-3
+    some, _ = both(spec("top_k", k=97, resolution=2e-5), tmp_path, objective(tokens={"by": by, "keep": 0.3}))
+    if by == "divergence":  # the mean of the largest exceeds the mean of all
+        assert some[0] > plain[0] * 1.2
+    assert relative(plain[1], some[1]) > 0.05

@@ -338,15 +338,20 @@ KINDS: Mapping[str, Any] = {
 
 
 def learn_kind(
-    spec: SignalSpec, examples: Sequence[Payload], head: OutputHead, student: Mapping[str, Array] | None = None
+    spec: SignalSpec,
+    examples: Sequence[Payload],
+    vocabulary_size: int,
+    head: OutputHead | None = None,
+    student: Mapping[str, Array] | None = None,
 ) -> Kind:
-    """A kind with tables learnt on payloads of calibration text."""
+    """A kind with tables learnt on payloads of calibration text; `hidden` needs the teacher's head."""
     if spec.kind == "hidden":
+        assert head is not None
         return HiddenKind.learn(spec, examples, head)
     if spec.kind == "head_expectation":
         assert student is not None
         return HeadExpectationKind.learn(spec, examples, student)
-    kind: Kind = KINDS[spec.kind].learn(spec, examples, head.vocabulary_size)
+    kind: Kind = KINDS[spec.kind].learn(spec, examples, vocabulary_size)
     return kind
 
 

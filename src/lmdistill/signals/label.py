@@ -64,16 +64,17 @@ def label(
     folder: Path,
     *,
     engine: Callable[[], Engine],
-    head: Callable[[], OutputHead],
+    head: Callable[[], OutputHead] | None = None,
     student: dict[str, Array] | None = None,
     progress: Progress,
     stopped: Callable[[], bool] = lambda: False,
 ) -> LabelResult:
     """Fill a store with the signals of these sequences.
 
-    `source` says whose signals they are (its tables are filled in here); `engine` and `head` load the teacher, and are
-    called only where something is missing. Raises ModelError for a store of another teacher or tokenizer, DataError,
-    CorruptFile, RunFolderInUse, StorageError, and Interrupted where `stopped`.
+    `source` says whose signals they are (its tables are filled in here); `engine` lets the teacher speak and is asked
+    for only where something is missing; `head` is the teacher's, for the kind `hidden`. Raises ModelError for a store
+    of another teacher or tokenizer, DataError, CorruptFile, RunFolderInUse, StorageError, and Interrupted where
+    `stopped`.
     """
     if source.vocabulary_size > MAX_VOCABULARY:
         raise DataError(f"{source.vocabulary_size} ids; a store holds vocabularies of up to {MAX_VOCABULARY}")
@@ -93,7 +94,7 @@ class _Job:
         spec: SignalSpec,
         folder: Path,
         engine: Callable[[], Engine],
-        head: Callable[[], OutputHead],
+        head: Callable[[], OutputHead] | None,
         student: dict[str, Array] | None,
         progress: Progress,
         stopped: Callable[[], bool],
@@ -185,7 +186,11 @@ class _Job:
                 break
         with self.progress.task("learn the codec", total=tokens, unit="tokens") as task:
             examples = self._tell(places, task)
-        kind = learn_kind(self.spec, [e for e in examples if len(next(iter(e.values())))], self.head(), self.student)
+        told = [example for example in examples if len(next(iter(example.values())))]
+        if not told:
+            raise DataError("the first sequences have no trained token, so there is nothing to learn the codec on")
+        head = self.head() if self.head is not None else None
+        kind = learn_kind(self.spec, told, self.source.vocabulary_size, head, self.student)
         name, checksum = write_tables(self.folder, 0, kind.tables)
         self.source = self.source.model_copy(update={"tables": name, "tables_sha256": checksum})
         self.manifest = Manifest(sources=[self.source])

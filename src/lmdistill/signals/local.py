@@ -62,11 +62,8 @@ class LocalEngine:
     @torch.no_grad()
     def _hidden(self, sequences: Sequence[TrainingSequence]) -> Iterator[tuple[list[int], Tensor]]:
         """Last hidden states, longest sequences first, so that padding is least."""
-        order = sorted(range(len(sequences)), key=lambda place: (-len(sequences[place].input_ids_L), place))
-        while order:
-            longest = len(sequences[order[0]].input_ids_L)
-            count = max(1, self.spec.batch_tokens // longest)
-            places, order = order[:count], order[count:]
+        for places in batches_of(sequences, self.spec.batch_tokens):
+            longest = len(sequences[places[0]].input_ids_L)
             ids_BL = torch.zeros(len(places), longest, dtype=torch.long)
             positions_BL = torch.zeros_like(ids_BL)
             for row, place in enumerate(places):
@@ -77,6 +74,17 @@ class LocalEngine:
                 positions_BL[row, end:] = torch.arange(longest - end)  # padding is one packed row more
             batch = {"input_ids": ids_BL, "position_ids": positions_BL}
             yield places, last_hidden(self.model, {name: x.to(self.model.device) for name, x in batch.items()})
+
+
+def batches_of(sequences: Sequence[TrainingSequence], batch_tokens: int) -> list[list[int]]:
+    """Places of the sequences of each batch: longest first, so many tokens at a time."""
+    order = sorted(range(len(sequences)), key=lambda place: (-len(sequences[place].input_ids_L), place))
+    batches = []
+    while order:
+        count = max(1, batch_tokens // len(sequences[order[0]].input_ids_L))
+        batches.append(order[:count])
+        order = order[count:]
+    return batches
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class _Comparison:
 
 
 def _compare_distributions(kind: Kind, payload: Payload, exact_NV: Tensor) -> _Comparison:
-    stored_NV, full = _dense(kind.signal({name: torch.as_tensor(x) for name, x in payload.items()}), payload, exact_NV)
+    stored_NV, full = dense_distribution(kind, payload, exact_NV.shape[1])
     plain = _Comparison.of(exact_NV.exp(), stored_NV)
     kl_N: list[float] = []
     covered_N: list[float] = []
@@ -160,8 +168,13 @@ def _kept(payload: Payload, exact_NV: Tensor) -> list[float]:
     return list(kept_Nk.sum(-1).tolist())
 
 
-def _dense(signal: object, payload: Payload, exact_NV: Tensor) -> tuple[Tensor, bool]:
-    """The stored distribution over the vocabulary, and whether it has full support."""
+def dense_distribution(kind: Kind, payload: Payload, vocabulary_size: int) -> tuple[Tensor, bool]:
+    """What an unpacked signal says of the whole vocabulary, (N, V), and whether it has full support.
+
+    The tail of `top_k` and `top_p` is spread evenly; draws stand for themselves. For measuring only: training never
+    makes this tensor.
+    """
+    signal = kind.signal({name: torch.as_tensor(array) for name, array in payload.items()})
     if isinstance(signal, HiddenSignal):
         logits_NV = signal.hidden_NK @ signal.head_VK.T + (0 if signal.bias is None else signal.bias)
         if signal.softcap is not None:
@@ -170,7 +183,7 @@ def _dense(signal: object, payload: Payload, exact_NV: Tensor) -> tuple[Tensor, 
             logits_NV = logits_NV * signal.logit_scale
         return logits_NV.softmax(-1), True
     ids_Nk = torch.as_tensor(payload["ids"]).long()
-    dense_NV = torch.zeros_like(exact_NV)
+    dense_NV = torch.zeros(len(ids_Nk), vocabulary_size)
     if "counts" in payload:
         share_Nk = torch.as_tensor(payload["counts"])
         share_Nk = share_Nk / share_Nk.sum(-1, keepdim=True).clamp_min(1e-30)

@@ -17,7 +17,7 @@ from lmdistill.models import load_model, model_fingerprint, output_head, tokeniz
 from lmdistill.recipe import ModelSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.signals.codec import Array
-from lmdistill.signals.label import LabelResult, label
+from lmdistill.signals.label import Engine, LabelResult, label
 from lmdistill.signals.local import LocalEngine
 from lmdistill.signals.manifest import Source
 from lmdistill.signals.store import TrainingSequence, source_key
@@ -82,8 +82,12 @@ def label_dataset(
     sequences = DatasetSequences(dataset)
     folder = signals_folder(context)
 
-    def engine() -> LocalEngine:
-        return LocalEngine(context.teacher, len(tokenizer), spec, head_tables)
+    made: list[Engine] = []
+
+    def engine() -> Engine:
+        if not made:
+            made.append(_engine(context, len(tokenizer), head_tables))
+        return made[0]
 
     def fill() -> LabelResult:
         return label(
@@ -92,7 +96,7 @@ def label_dataset(
             spec,
             folder,
             engine=engine,
-            head=lambda: output_head(context.teacher, len(tokenizer)),
+            head=(lambda: output_head(context.teacher, len(tokenizer))) if spec.kind == "hidden" else None,
             student=head_tables,
             progress=context.progress,
             stopped=lambda: context.stop.raised,
@@ -107,10 +111,27 @@ def label_dataset(
             with context.stop.patient():
                 result = fill()
             facts["tokens"] = result.tokens
-            if result.tokens:
+            if result.tokens and spec.engine == "local":
                 facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
     keys = [sequence.key(source) for sequence in sequences]
     return dataset.add_column(KEY, keys), result
+
+
+def _engine(context: Context, vocabulary_size: int, tables: dict[str, Array] | None) -> Engine:
+    """Whoever the recipe lets speak."""
+    spec = context.recipe.signals
+    if spec.engine == "server":
+        from lmdistill.signals.server import ServerEngine
+
+        assert spec.base_url is not None  # the recipe checks it
+        return ServerEngine(spec, spec.base_url, spec.served_model or context.recipe.teacher.model, vocabulary_size)
+    if spec.engine == "ray":
+        from lmdistill.signals.workers import RayEngine
+
+        return RayEngine(
+            spec, context.recipe.teacher, context.dtype_of(context.recipe.teacher), vocabulary_size, tables
+        )
+    return LocalEngine(context.teacher, vocabulary_size, spec, tables)
 
 
 def _student_head(context: Context, student: Path | None) -> tuple[dict[str, Array], str]:

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from lmdistill.models import OutputHead, last_hidden, output_head
 from lmdistill.objectives import Divergence, distillation_loss, find_divergence
 from lmdistill.objectives.hints import cosine_distance
+from lmdistill.objectives.rows import LogitsView
+from lmdistill.objectives.weights import first_share, student_entropy, top_share
 from lmdistill.recipe import ObjectiveSpec
 from lmdistill.signals import HiddenSignal, Signal
 
@@ -108,9 +110,12 @@ class Objective:
         hidden_NH = hidden_BLH.flatten(0, 1)
         labels_N = next_labels(batch["labels"]).flatten()
         mask_N = labels_N != IGNORED
+        trained = max(1, int(mask_N.sum())) if num_items is None else 0
         signal, teacher_NK = self.teacher.speak(batch) if self.teacher is not None else (None, None)
         head = output_head(bare_model, self.vocabulary_size)
         term = self.spec.divergence
+        weight_N = self._weights(hidden_NH, head, signal, mask_N, batch)
+        counted_N = mask_N if weight_N is None else mask_N & (weight_N > 0)
         parts = None
         if (signal is not None and term.weight > 0) or self.spec.cross_entropy.weight > 0:
             parts = distillation_loss(
@@ -121,8 +126,9 @@ class Objective:
                 divergence_weight=term.weight,
                 labels_N=labels_N.clamp_min(0),
                 label_weight=self.spec.cross_entropy.weight,
-                mask_N=mask_N,
-                num_items=num_items,
+                mask_N=counted_N,
+                weight_N=weight_N,
+                num_items=num_items if num_items is not None or weight_N is None else trained,
                 temperature=term.temperature,
                 temperature_squared=term.temperature_squared,
                 student_bias=head.bias_V,
@@ -145,6 +151,41 @@ class Objective:
                 hidden_BLH.shape[:2]
             ),
         )
+
+    def _weights(
+        self, hidden_NH: Tensor, head: OutputHead, signal: Signal | None, mask_N: Tensor, batch: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Weights of the tokens, (N,); None where all count alike."""
+        spec = self.spec.tokens
+        if spec.by == "all":
+            return None
+        if spec.by == "position":
+            mask_BL = mask_N.view(batch["input_ids"].shape)
+            return first_share(batch["position_ids"], mask_BL, spec.keep).flatten()
+        if spec.by == "student_entropy":
+            weight_VH = head.weight_VH[: head.vocabulary_size].detach()
+            compute = self.compute_dtype or weight_VH.dtype
+            bias_V = None if head.bias_V is None else head.bias_V[: head.vocabulary_size].detach().to(compute)
+            view = LogitsView(head.logit_scale, head.softcap)
+            score_N = student_entropy(
+                hidden_NH.detach(), weight_VH.to(compute), mask_N, bias_V=bias_V, view=view, compiled=self.compiled
+            )
+            return top_share(score_N, mask_N, spec.keep)
+        with torch.no_grad():
+            score_N = distillation_loss(
+                hidden_NH.detach(),
+                head.weight_VH.detach(),
+                signal,
+                self.divergence,
+                mask_N=mask_N,
+                temperature=self.spec.divergence.temperature,
+                student_bias=head.bias_V,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
+                compute_dtype=self.compute_dtype,
+                compiled=self.compiled,
+            ).token_loss_N
+        return top_share(score_N, mask_N, spec.keep)
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
