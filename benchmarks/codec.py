@@ -11,7 +11,8 @@ The tail of a truncated distribution is spread evenly, for everyone alike. `per 
 error divided by its own size first. Bytes are those of the signals; the codec's tables come once a store.
 
 DistillKit's layouts are rebuilt here from their published description (README of arcee-ai/DistillKit, March 2026): the
-k likeliest ids bit-packed, the first log-probabilities in bfloat16, a least-squares polynomial in the rank behind them.
+k likeliest ids bit-packed, the first log-probabilities in bfloat16, a least-squares polynomial in the rank behind them
+(recommended: 128 ids, 16 of them exact; budget: 50 and 1).
 
 The floor is what the ids of the teacher's own top 16 would cost under a bigram model (the teacher's top-k counts after
 the same token, backed off to the unigram) if their order were free: sum of -log2 P(id | previous token) - log2(16!).
@@ -69,7 +70,7 @@ class Text:
         spec = model_spec(name, folder)
         self.tokenizer = load_tokenizer(spec)
         self.model = load_model(spec, dtype=torch.bfloat16, device=torch.device("cpu"))
-        self.head = output_head(self.model, len(self.tokenizer))
+        self.head = output_head(self.model.requires_grad_(False), len(self.tokenizer))
         self.vocabulary = self.head.vocabulary_size
         self.measured: list[tuple[Tensor, list[int]]] = []
         self.learnt: list[tuple[Tensor, list[int]]] = []
@@ -88,7 +89,7 @@ class Text:
 
     def exact(self, hidden_NK: Tensor) -> Tensor:
         """The teacher's probabilities."""
-        return Teller(SignalSpec(kind="top_k"), self.head).logits(hidden_NK).softmax(-1)
+        return Teller(SignalSpec(kind="top_k"), self.head).logits(hidden_NK).detach().softmax(-1)
 
     def payloads(self, spec: SignalSpec, part: list[tuple[Tensor, list[int]]]) -> list[Payload]:
         """What the teacher says of each passage."""
@@ -103,6 +104,7 @@ class Error:
     def __init__(self) -> None:
         self.error = self.size = self.relative = self.kl = 0.0
         self.positions = 0
+        self.full = True
 
     def add(self, exact_NV: Tensor, stored_NV: Tensor) -> None:
         """Count some positions."""
@@ -112,6 +114,7 @@ class Error:
         self.relative += float((error_N / size_N).sum())
         self.kl += float((exact_NV * (exact_NV.clamp_min(1e-30) / stored_NV.clamp_min(1e-30)).log()).sum())
         self.positions += len(exact_NV)
+        self.full = self.full and bool((stored_NV > 0).all())  # draws leave ids at 0, which no divergence can bear
 
     def row(self, case: str, size: float, **extra: Any) -> dict[str, Any]:
         """One line of the table."""
@@ -120,7 +123,7 @@ class Error:
             "bytes": size,
             "error": math.sqrt(self.error / self.size),
             "error per token": math.sqrt(self.relative / self.positions),
-            "kl": self.kl / self.positions,
+            "kl": self.kl / self.positions if self.full else None,
             **extra,
         }
 
@@ -159,17 +162,24 @@ def spread(values_Nk: Tensor, ids_Nk: Tensor, vocabulary: int) -> Tensor:
     return rest_N1.expand(-1, vocabulary).scatter(1, ids_Nk, values_Nk)
 
 
-def distillkit(text: Text, case: str, k: int, exact: int, powers: list[int]) -> dict[str, Any]:
-    """DistillKit's published layout: exact head, polynomial tail with a square root, bit-packed ids."""
-    ranks = torch.arange(k - exact, dtype=torch.float32)
+def distillkit(text: Text, case: str, k: int, exact: int, powers: list[int], dtype: torch.dtype) -> dict[str, Any]:
+    """DistillKit's published layout: exact head, polynomial tail with a square root, bit-packed ids.
+
+    Its code fits in float32, by singular values of which those below 1e-5 are dropped; powers of ranks up to 112 are so
+    badly conditioned that this matters, so float64 is measured too.
+    """
+    ranks = torch.arange(k - exact, dtype=dtype)
     terms = torch.stack([*(ranks**power for power in powers), ranks.sqrt()], 1)
+    left, values, right = torch.linalg.svd(terms, full_matrices=False)
+    inverse = right.T @ torch.diag(torch.where(values > 1e-5, 1 / values, 0.0)) @ left.T
     found = Error()
     for hidden, _ in text.measured:
         exact_NV = text.exact(hidden)
         values_Nk, ids_Nk = exact_NV.topk(k)
         logprobs_Nk = values_Nk.log()
-        fit = torch.linalg.lstsq(terms.double(), logprobs_Nk[:, exact:].double().T).solution.float()
-        rebuilt_Nk = torch.cat([logprobs_Nk[:, :exact].bfloat16().float(), (terms @ fit).T], 1)
+        fit = (inverse @ logprobs_Nk[:, exact:].to(dtype).T).float()
+        tail_Nk = (terms.float() @ fit).T
+        rebuilt_Nk = torch.cat([logprobs_Nk[:, :exact].bfloat16().float(), tail_Nk], 1)
         found.add(exact_NV, spread(rebuilt_Nk.exp(), ids_Nk, text.vocabulary))
     size = math.ceil(k * math.ceil(math.log2(text.vocabulary)) / 8) + 2 * exact + 4 * (len(powers) + 1)
     return found.row(case, size)
@@ -222,17 +232,17 @@ def rows_of(text: Text) -> list[dict[str, Any]]:
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         speed = f"  pack {row['pack/s']:8,.0f}/s  unpack {row['unpack/s']:8,.0f}/s" if "pack/s" in row else ""
-        error = (
-            f"error {row['error']:.4f}  per token {row['error per token']:.4f}  KL {row['kl']:.4f}"
-            if "error" in row
-            else ""
-        )
+        error = ""
+        if "error" in row:
+            divergence = "" if row["kl"] is None else f"  KL {row['kl']:.4f}"
+            error = f"error {row['error']:.4f}  per token {row['error per token']:.4f}{divergence}"
         print(f"{row['case']:46s} {row['bytes']:7.1f} bytes  {error}{speed}", flush=True)
 
     for k in (8, 16, 32, 64):
         add(raw_top(text, k))
-    add(distillkit(text, "DistillKit recommended (128, 16 exact)", 128, 16, [0, 1, 2, 3, 4]))
-    add(distillkit(text, "DistillKit budget (50, 1 exact)", 50, 1, [0, 1]))
+    for dtype, name in ((torch.float32, "float32 as released"), (torch.float64, "float64")):
+        add(distillkit(text, f"DistillKit recommended, fit in {name}", 128, 16, [0, 1, 2, 3, 4], dtype))
+        add(distillkit(text, f"DistillKit budget, fit in {name}", 50, 1, [0, 1], dtype))
     for resolution in (0.03, 0.016, 0.009, 0.008, 0.004, 0.0017):
         k = 256 if resolution < 0.003 else 128
         add(ours(text, SignalSpec(kind="top_k", k=k, resolution=resolution), f"ours top_k {k}, step {resolution}"))

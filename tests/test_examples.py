@@ -101,7 +101,7 @@ def test_a_newcomer_who_types_what_the_readme_says_gets_through(
     shutil.copy(text_file, tmp_path / "texts.jsonl")
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
-        if words[0] == "run":  # as it is written, but on a tiny teacher and for two steps
+        if words[0] in ("run", "label"):  # as it is written, but on a tiny teacher and for two steps
             overrides = small_overrides(tmp_path / words[1], tiny_llama_folder, tmp_path / "texts.jsonl")
             words += [part for override in overrides for part in ("--set", override)]
         if words[0] == "report":

@@ -125,6 +125,11 @@ def test_label_without_signals_and_another_teacher_are_wrong_input(
     live = run(command("label", tiny_llama_folder, text_file, tmp_path, "signals.kind=live"))
     assert live.returncode == EXIT_INPUT
     assert "signals.kind" in json.loads(live.stdout)["error"]["message"]
+    assert run(command("label", tiny_llama_folder, text_file, tmp_path)).returncode == EXIT_DONE
+    other = run(command("run", tiny_llama_folder, text_file, tmp_path, "signals.k=5"))
+    assert other.returncode == EXIT_INPUT  # the doctor says so before a student is built
+    assert "another signal" in json.loads(other.stdout)["error"]["message"]
+    assert not (tmp_path / "run" / "student-initial").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ from lmdistill.objectives.chunked import CHUNK_BYTES
 from lmdistill.objectives.rows import compiler_works
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
+from lmdistill.signals.label import check_source, source_of, store_folder
+from lmdistill.signals.manifest import MANIFEST, read_manifest
 from lmdistill.students.plan import planned_config
 from lmdistill.training.arguments import DEFAULTS, training_arguments
 
@@ -123,6 +125,7 @@ class _Doctor:
             self._objective,
             self._training,
             self._data,
+            self._signals,
             self._precision,
             self._licence,
             self._memory,
@@ -246,6 +249,20 @@ class _Doctor:
         if not self.recipe.data.evaluation:
             fix = "Add data.evaluation, best with text from another source too."
             self.say("data", "warning", "no held-out text: nothing can be said about what was kept.", fix)
+
+    def _signals(self) -> None:
+        spec = self.recipe.signals
+        if spec.kind == "live" or self.teacher_tokenizer is None:
+            return
+        folder = store_folder(self.recipe)
+        if not (folder / MANIFEST).is_file():
+            self.say("signals", "ok", f"{spec.kind}, to be labelled into {folder}")
+            return
+        manifest = read_manifest(folder)
+        if manifest.sources and spec.kind != "head_expectation":  # there the student's head, not built yet, counts too
+            check_source(manifest.sources, source_of(self.recipe, self.teacher_tokenizer), folder)
+        rows = sum(shard.rows for shard in manifest.shards)
+        self.say("signals", "ok", f"{spec.kind}: {rows} rows are in {folder}")
 
     def _precision(self) -> None:
         device = pick_device(self.recipe.machine.device)

@@ -38,8 +38,9 @@ from lmdistill.recipe import (
 )
 from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
+from lmdistill.signals.label import store_folder
 from lmdistill.stages.context import Context
-from lmdistill.stages.label import label_dataset, signals_folder
+from lmdistill.stages.label import label_dataset
 from lmdistill.stages.prepare import (
     Sources,
     encode,
@@ -163,7 +164,7 @@ def _text_and_signals(context: Context, work: _Work, student: Student, stage: St
     if context.recipe.signals.kind == "live" or not objective.needs_teacher:
         return {"dataset": dataset}
     labelled = _labelled(context, work, student.tokenizer, stage, student.folder)
-    return {"dataset": labelled, "signals": signals_folder(context)}
+    return {"dataset": labelled, "signals": store_folder(context.recipe)}
 
 
 def _labelled(
@@ -192,7 +193,7 @@ def label_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Path:
             objective = stage.objective or recipe.objective
             if objective.needs_teacher:
                 _labelled(context, work, tokenizer, stage, student.folder if student is not None else None)
-        return signals_folder(context)
+        return store_folder(recipe)
 
 
 def _stage_dataset(context: Context, work: _Work, tokenizer: PreTrainedTokenizerBase, stage: StageSpec) -> Dataset:

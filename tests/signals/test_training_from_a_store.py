@@ -16,7 +16,7 @@ from lmdistill.progress import Progress
 from lmdistill.recipe import ObjectiveSpec, SignalSpec
 from lmdistill.signals.label import label
 from lmdistill.signals.local import LocalEngine
-from lmdistill.signals.store import SignalStore
+from lmdistill.signals.store import SignalStore, merge
 from lmdistill.training.objective import LiveTeacher, Objective
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
 
@@ -147,3 +147,30 @@ def test_weights_leave_tokens_out_and_keep_the_loss_a_mean(by: str, tmp_path: Pa
     if by == "divergence":  # the mean of the largest exceeds the mean of all
         assert some[0] > plain[0] * 1.2
     assert relative(plain[1], some[1]) > 0.05
+
+
+def test_a_merged_store_trains_like_its_parts(tmp_path: Path) -> None:
+    """Each part has tables of its own; a batch may hold rows of both."""
+    given = spec("top_k", k=97, resolution=2e-5)
+    fill(tmp_path / "a", given, sequences(10))
+    fill(tmp_path / "b", given, sequences(20)[10:])
+    fill(tmp_path / "whole", given, sequences(20))
+    merge([SignalStore(tmp_path / "a"), SignalStore(tmp_path / "b")], tmp_path / "both")
+    assert len(SignalStore(tmp_path / "both").manifest.sources) == 2
+    assert fill(tmp_path / "both", given, sequences(20)).computed == 0
+    rows = dataset().add_column(KEY, [item.key(source(given)) for item in sequences()])
+    chosen = [rows[place] for place in (3, 17, 0, 12)]
+    found = []
+    for name in ("both", "whole"):
+        store = SignalStore(tmp_path / name)
+        collator = SignalCollator(store, kinds_of(store, source(given)))
+        teller = StoredTeacher(next(iter(collator.kinds.values())))
+        loss = Objective(objective(), teacher=teller, vocabulary_size=VOCABULARY, compiled=False)
+        found.append(gradients(loss, collator(chosen)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
+    assert relative(found[0][1], found[1][1]) < 2e-3
+    fill(tmp_path / "c", spec("hidden"), sequences(10))
+    fill(tmp_path / "d", spec("hidden"), sequences(20)[10:])
+    merge([SignalStore(tmp_path / "c"), SignalStore(tmp_path / "d")], tmp_path / "mixed")
+    with pytest.raises(DataError, match="2 tables of kind hidden"):
+        kinds_of(SignalStore(tmp_path / "mixed"), source(spec("hidden")))

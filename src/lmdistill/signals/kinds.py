@@ -220,7 +220,7 @@ class HiddenKind:
     def learn(cls, spec: SignalSpec, examples: Sequence[Payload], head: OutputHead) -> HiddenKind:
         """Learn directions, and how far states reach along them."""
         states_NK = torch.as_tensor(np.concatenate([payload["hidden"] for payload in examples])).double()
-        weight_VK = head.weight_VH[: head.vocabulary_size].double().cpu()
+        weight_VK = head.weight_VH[: head.vocabulary_size].detach().double().cpu()
         centred_VK = weight_VK - weight_VK.mean(0)
         # ||W x||² = x' (W'W) x: with W'W = L L', distances of L'x are distances of logits.
         gram_KK = centred_VK.T @ centred_VK
@@ -234,7 +234,9 @@ class HiddenKind:
         codes_Nr = (states_NK - mean_K) @ forward_Kr
         spread_r = codes_Nr.std(0).clamp_min(1e-12)
         step = float(4 * spread_r.max() / 127)
-        bias_V = weight_VK @ mean_K + (0 if head.bias_V is None else head.bias_V[: head.vocabulary_size].double().cpu())
+        bias_V = weight_VK @ mean_K + (
+            0 if head.bias_V is None else head.bias_V[: head.vocabulary_size].detach().double().cpu()
+        )
         view = np.array([head.logit_scale, -1.0 if head.softcap is None else head.softcap])
         return cls(
             spec,

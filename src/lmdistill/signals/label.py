@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from lmdistill.errors import DataError, Interrupted, ModelError
 from lmdistill.io import RunLock
-from lmdistill.models import OutputHead
+from lmdistill.models import OutputHead, model_fingerprint, tokenizer_fingerprint
 from lmdistill.progress import Progress, Task
-from lmdistill.recipe import SignalSpec
+from lmdistill.recipe import Recipe, SignalSpec
 from lmdistill.signals.codec import Array
 from lmdistill.signals.kinds import Kind, learn_kind, load_kind
 from lmdistill.signals.manifest import MANIFEST, MAX_VOCABULARY, Manifest, Shard, Source, write_manifest
@@ -117,6 +118,12 @@ class _Job:
         """Repair, then extend, then say that all is there."""
         damaged = self._known()
         missing = self._missing(damaged)
+        if (missing or damaged) and len(self.manifest.sources) > 1:
+            lacking = sum(len(places) for places in [*missing, *damaged.values()])
+            raise ModelError(
+                f"{self.folder} was merged from {len(self.manifest.sources)} sources and lacks {lacking} of these "
+                "rows: it can be read but not extended; name another folder in signals.store"
+            )
         if missing or damaged:
             kind = self._kind()
             count = sum(len(places) for places in missing) + sum(len(places) for places in damaged.values())
@@ -137,9 +144,9 @@ class _Job:
         store = SignalStore(self.folder)
         self.manifest = store.manifest
         if self.manifest.sources:
-            _same_source(self.manifest.sources, self.source, self.folder)
-            self.source = self.manifest.sources[0]
-            store.tables(0)
+            check_source(self.manifest.sources, self.source, self.folder)
+            self.source = next(s for s in self.manifest.sources if source_key(s) == source_key(self.source))
+            store.tables(self.manifest.sources.index(self.source))
         damaged: dict[int, list[int]] = {}
         gone = []
         for number, problem in store.problems().items():
@@ -242,10 +249,30 @@ class _Job:
         write_manifest(self.folder, self.manifest)
 
 
-def _same_source(known: Sequence[Source], wanted: Source, folder: Path) -> None:
-    if len(known) > 1:
-        raise ModelError(f"{folder} was merged from {len(known)} sources: it can be read but not extended")
-    if source_key(known[0]) == source_key(wanted):
+def store_folder(recipe: Recipe) -> Path:
+    """Where a recipe's store lies."""
+    named = recipe.signals.store
+    return Path(named).expanduser() if named is not None else recipe.folder / "signals"
+
+
+def source_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, student_head: str | None = None) -> Source:
+    """Whose signals a recipe's are. `student_head` names the frozen head that `head_expectation` refers to."""
+    return Source(
+        teacher=recipe.teacher.model,
+        teacher_fingerprint=model_fingerprint(recipe.teacher),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        vocabulary_size=len(tokenizer),
+        signal=recipe.signals.meaning(),
+        student_head=student_head,
+        seed=recipe.seed,
+        tables="",
+        tables_sha256="",
+    )
+
+
+def check_source(known: Sequence[Source], wanted: Source, folder: Path) -> None:
+    """Raises ModelError where a store holds signals of other sources only."""
+    if any(source_key(source) == source_key(wanted) for source in known):
         return
     names = {
         "teacher_fingerprint": "teacher",

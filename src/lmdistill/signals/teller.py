@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmdistill.models import OutputHead
-from lmdistill.objectives.rows import LogitsView
+from lmdistill.objectives.rows import LogitsView, log_normaliser
 from lmdistill.recipe import SignalSpec
 
 Array = NDArray[Any]
@@ -48,10 +48,21 @@ class Teller:
 
     def logits(self, hidden_NK: Tensor) -> Tensor:
         """The teacher's logits at the spec's temperature, float32, real ids only."""
+        return self._softened(self._raw(hidden_NK))
+
+    def _raw(self, hidden_NK: Tensor) -> Tensor:
+        """The head's products, in its own number format."""
         weight_VK = self.head.weight_VH[: self.head.vocabulary_size]
         bias_V = None if self.head.bias_V is None else self.head.bias_V[: self.head.vocabulary_size]
-        raw_NV = torch.nn.functional.linear(hidden_NK.to(weight_VK.dtype), weight_VK, bias_V)
-        return self.view.logits(raw_NV).float() / self.spec.temperature
+        return torch.nn.functional.linear(hidden_NK.to(weight_VK.dtype), weight_VK, bias_V)
+
+    def _softened(self, raw: Tensor) -> Tensor:
+        return self.view.logits(raw.float()) / self.spec.temperature
+
+    def _normaliser(self, raw_nV: Tensor) -> Tensor:
+        """log of the sum of exponentials, (n, 1): one pass over the products, nothing of their size is made."""
+        inverse_t = torch.tensor(1 / self.spec.temperature, dtype=torch.float32, device=raw_nV.device)
+        return log_normaliser(raw_nV, inverse_t, view=self.view, compiled=True)[:, None]
 
     def __call__(self, speech: Speech) -> Payload:
         """The payload of one sequence's positions, chunk by chunk: memory does not depend on the sequence."""
@@ -67,13 +78,14 @@ class Teller:
         kind = self.spec.kind
         if kind == "hidden":
             return {"hidden": hidden_nK.float().cpu().numpy()}
-        logits_nV = self.logits(hidden_nK)
-        normaliser_n1 = logits_nV.logsumexp(-1, keepdim=True)
+        raw_nV = self._raw(hidden_nK)
+        normaliser_n1 = self._normaliser(raw_nV)
         if kind == "token":
-            chosen_n1 = logits_nV.gather(1, targets_n[:, None].to(logits_nV.device)) - normaliser_n1
+            chosen_n1 = self._softened(raw_nV.gather(1, targets_n[:, None].to(raw_nV.device))) - normaliser_n1
             return {"ids": targets_n.cpu().numpy(), "logprobs": chosen_n1[:, 0].cpu().numpy()}
         if kind in ("top_k", "top_p"):
-            return self._top(logits_nV, normaliser_n1, self.spec.k, self.spec.p if kind == "top_p" else None)
+            return self._top(raw_nV, normaliser_n1, self.spec.p if kind == "top_p" else None)
+        logits_nV = self._softened(raw_nV)
         if kind == "sampled":
             return self._sampled((logits_nV - normaliser_n1).exp_(), random, "")
         if kind == "top_and_sampled":
@@ -81,9 +93,10 @@ class Teller:
         assert self.tables is not None
         return self._expectation(logits_nV, normaliser_n1)
 
-    def _top(self, logits_nV: Tensor, normaliser_n1: Tensor, k: int, p: float | None) -> Payload:
-        values_nk, ids_nk = logits_nV.topk(min(k, logits_nV.shape[1]), dim=-1)
-        logprobs_nk = values_nk - normaliser_n1
+    def _top(self, raw_nV: Tensor, normaliser_n1: Tensor, p: float | None) -> Payload:
+        # Scaling, capping and softening keep the order of positive scales, so the products themselves are ranked.
+        values_nk, ids_nk = raw_nV.topk(min(self.spec.k, raw_nV.shape[1]), dim=-1)
+        logprobs_nk = self._softened(values_nk) - normaliser_n1
         if p is not None:  # a token stays while what stands before it is less than p, so that the nucleus holds p
             before_nk = logprobs_nk.exp().cumsum(-1) - logprobs_nk.exp()
             logprobs_nk = logprobs_nk.masked_fill(before_nk >= p, -torch.inf)

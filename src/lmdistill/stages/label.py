@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from lmdistill.accounting import forward_flops
 from lmdistill.data import fingerprint
 from lmdistill.io import hash_bytes
-from lmdistill.models import load_model, model_fingerprint, output_head, tokenizer_fingerprint
+from lmdistill.models import load_model, output_head
 from lmdistill.recipe import ModelSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.signals.codec import Array
-from lmdistill.signals.label import Engine, LabelResult, label
+from lmdistill.signals.label import Engine, LabelResult, label, source_of, store_folder
 from lmdistill.signals.local import LocalEngine
-from lmdistill.signals.manifest import Source
 from lmdistill.signals.store import TrainingSequence, source_key
 from lmdistill.stages.context import Context
 from lmdistill.training.stored import KEY
@@ -47,28 +46,6 @@ class DatasetSequences(Sequence[TrainingSequence]):
         return TrainingSequence.from_columns(self.dataset[place])
 
 
-def signals_folder(context: Context) -> Path:
-    """Where the run's store lies."""
-    named = context.recipe.signals.store
-    return Path(named).expanduser() if named is not None else context.folder.file("signals")
-
-
-def signal_source(context: Context, tokenizer: PreTrainedTokenizerBase, student_head: str | None = None) -> Source:
-    """Whose signals the run's are. `student_head` names the frozen head that `head_expectation` refers to."""
-    recipe = context.recipe
-    return Source(
-        teacher=recipe.teacher.model,
-        teacher_fingerprint=model_fingerprint(recipe.teacher),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        vocabulary_size=len(tokenizer),
-        signal=recipe.signals.meaning(),
-        student_head=student_head,
-        seed=recipe.seed,
-        tables="",
-        tables_sha256="",
-    )
-
-
 def label_dataset(
     context: Context, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, student: Path | None
 ) -> tuple[Dataset, LabelResult]:
@@ -78,9 +55,9 @@ def label_dataset(
     """
     spec = context.recipe.signals
     head_tables, head_name = _student_head(context, student) if spec.kind == "head_expectation" else (None, None)
-    source = signal_source(context, tokenizer, head_name)
+    source = source_of(context.recipe, tokenizer, head_name)
     sequences = DatasetSequences(dataset)
-    folder = signals_folder(context)
+    folder = store_folder(context.recipe)
 
     made: list[Engine] = []
 

@@ -26,11 +26,17 @@ KEY = "signal_key"
 
 def kinds_of(store: SignalStore, source: Source) -> dict[int, Kind]:
     """The codecs of all of a store's sources that say the same things as `source`, by their number in the store."""
-    return {
+    found = {
         number: load_kind(SignalSpec.model_validate(known.signal), store.tables(number))
         for number, known in enumerate(store.manifest.sources)
         if source_key(known) == source_key(source)
     }
+    if len(found) > 1 and source.signal["kind"] in ("hidden", "head_expectation"):
+        raise DataError(
+            f"{store.folder}: {len(found)} tables of kind {source.signal['kind']}, which cannot stand in one "
+            "batch; train from one of the stores that it was merged from"
+        )
+    return found
 
 
 @dataclass(frozen=True)
