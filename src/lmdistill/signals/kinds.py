@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lmdistill.models import OutputHead
+from lmdistill.objectives.rows import LogitsView
 from lmdistill.recipe import SignalSpec
 from lmdistill.signals.codec import Array, SetCodec, Sets, compress, decompressor
 from lmdistill.signals.teller import Payload
@@ -207,8 +208,9 @@ class TokenKind:
 class HiddenKind:
     """`hidden`: the last hidden state in few directions and 8 bits each: the whole vocabulary's distribution.
 
-    The directions are those in which hidden states of calibration text change the logits most: a singular value
-    decomposition of the centred states, measured by the centred head (a shift of all logits changes nothing).
+    The directions are those along which hidden states of calibration text change the distribution most: a singular
+    value decomposition of the centred states, measured by the curvature of the KL divergence there (its Fisher metric,
+    the mean over positions of the head rows' covariance under the teacher).
     """
 
     def __init__(self, spec: SignalSpec, tables: Mapping[str, Array]) -> None:
@@ -221,10 +223,10 @@ class HiddenKind:
         """Learn directions, and how far states reach along them."""
         states_NK = torch.as_tensor(np.concatenate([payload["hidden"] for payload in examples])).double()
         weight_VK = head.weight_VH[: head.vocabulary_size].detach().double().cpu()
-        centred_VK = weight_VK - weight_VK.mean(0)
-        # ||W x||² = x' (W'W) x: with W'W = L L', distances of L'x are distances of logits.
-        gram_KK = centred_VK.T @ centred_VK
-        ridge = 1e-9 * gram_KK.diagonal().mean() * torch.eye(len(gram_KK), dtype=gram_KK.dtype)
+        # To second order KL(p || q) is half of x' M x for a change x of the state: with M = L L', distances of L'x are
+        # distances of distributions.
+        gram_KK = _fisher(states_NK, head)
+        ridge = 1e-6 * gram_KK.diagonal().mean() * torch.eye(len(gram_KK), dtype=gram_KK.dtype)
         lower_KK = torch.linalg.cholesky(gram_KK + ridge)
         mean_K = states_NK.mean(0)
         _, _, directions_KK = torch.linalg.svd((states_NK - mean_K) @ lower_KK, full_matrices=False)
@@ -280,6 +282,23 @@ class HiddenKind:
     def blank(self) -> dict[str, float]:
         """The mean state."""
         return {"codes": 0.0}
+
+
+def _fisher(states_NK: Tensor, head: OutputHead, positions: int = 4096) -> Tensor:
+    """Mean covariance of the head's rows under the teacher, over so many positions at most, (K, K)."""
+    weight_VK = head.weight_VH[: head.vocabulary_size].detach().float().cpu()
+    bias_V = None if head.bias_V is None else head.bias_V[: head.vocabulary_size].detach().float().cpu()
+    view = LogitsView(head.logit_scale, head.softcap)
+    chosen_nK = states_NK[:: max(1, len(states_NK) // positions)].float()
+    total_V = torch.zeros(len(weight_VK))
+    square_KK = torch.zeros(weight_VK.shape[1], weight_VK.shape[1], dtype=torch.float64)
+    for states_mK in chosen_nK.split(128):
+        p_mV = view.logits(torch.nn.functional.linear(states_mK, weight_VK, bias_V)).softmax(-1)
+        total_V += p_mV.sum(0)
+        mean_mK = (p_mV @ weight_VK).double()
+        square_KK += mean_mK.T @ mean_mK
+    moment_KK = (weight_VK * total_V[:, None]).T.double() @ weight_VK.double()
+    return (moment_KK - square_KK) / len(chosen_nK)
 
 
 class HeadExpectationKind:
