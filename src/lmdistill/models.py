@@ -181,17 +181,19 @@ def output_head(model: nn.Module, vocabulary_size: int | None = None) -> OutputH
 def last_hidden(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The last hidden states after the final norm, (B, L, H), without the logits of all positions.
 
-    The model is called as a whole, so that the hooks of wrappers (DDP, FSDP, PEFT) run; it projects one position, and
-    the decoder's output is caught on its way to the head.
+    The model is called as a whole, so that the hooks of wrappers (DDP, FSDP, PEFT) run; it projects no position (a
+    single one of each row would cost as much as all: few rows make slow matrix products), and the decoder's output is
+    caught on its way to the head.
     """
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, arguments: Any, output: Any) -> None:
         caught.append(output[0] if isinstance(output, tuple) else output.last_hidden_state)
 
+    none = torch.empty(0, dtype=torch.long, device=batch["input_ids"].device)
     handle = _decoder(model).register_forward_hook(catch)
     try:
-        model(**batch, use_cache=False, logits_to_keep=1)
+        model(**batch, use_cache=False, logits_to_keep=none)
     finally:
         handle.remove()
     return caught[-1]

@@ -44,20 +44,31 @@ class LocalEngine:
         """What the teacher says at the labelled positions of each sequence. Raises TrainingError for NaN logits."""
         found: dict[int, Payload] = {}
         for places, hidden_BLK in self._hidden(sequences):
-            for place, hidden_LK in zip(places, hidden_BLK, strict=True):
-                sequence = sequences[place]
-                labelled_L = torch.as_tensor(sequence.labelled_L)
-                targets_L = torch.as_tensor(np.append(sequence.input_ids_L[1:], 0)).long()
-                states_NK = hidden_LK[: len(labelled_L)][labelled_L.to(hidden_LK.device)]
-                if not torch.isfinite(states_NK).all():
-                    raise TrainingError(
-                        f"the teacher's hidden states are not finite for {', '.join(sequence.row_ids[:8])}; nothing "
-                        "of this shard was written, earlier shards are intact. Load the teacher in float32 "
-                        "(teacher.dtype) or leave these rows out"
-                    )
-                found[place] = self.teller(Speech(states_NK, targets_L[labelled_L], seeds[place]))
-                told(len(sequence.input_ids_L))
+            said = [self._labelled(sequences[p], hidden_LK) for p, hidden_LK in zip(places, hidden_BLK, strict=True)]
+            if self.spec.kind in ("sampled", "top_and_sampled"):  # draws are seeded sequence by sequence
+                payloads = [self.teller(Speech(*s, seeds[p])) for p, s in zip(places, said, strict=True)]
+            else:  # one large product with the head is faster than many small ones
+                states_NK, targets_N = (torch.cat(parts) for parts in zip(*said, strict=True))
+                ends = np.cumsum([len(targets) for _, targets in said])[:-1]
+                whole = self.teller(Speech(states_NK, targets_N, 0))
+                cut = {name: np.split(array, ends) for name, array in whole.items()}
+                payloads = [{name: parts[row] for name, parts in cut.items()} for row in range(len(places))]
+            found.update(zip(places, payloads, strict=True))
+            told(sum(len(sequences[place].input_ids_L) for place in places))
         return [found[place] for place in range(len(sequences))]
+
+    def _labelled(self, sequence: TrainingSequence, hidden_LK: Tensor) -> tuple[Tensor, Tensor]:
+        """The states and next tokens of a sequence's labelled positions."""
+        labelled_L = torch.as_tensor(sequence.labelled_L)
+        targets_L = torch.as_tensor(np.append(sequence.input_ids_L[1:], 0)).long()
+        states_NK = hidden_LK[: len(labelled_L)][labelled_L.to(hidden_LK.device)]
+        if not torch.isfinite(states_NK).all():
+            raise TrainingError(
+                f"the teacher's hidden states are not finite for {', '.join(sequence.row_ids[:8])}; nothing of this "
+                "shard was written, earlier shards are intact. Load the teacher in float32 (teacher.dtype) or leave "
+                "these rows out"
+            )
+        return states_NK, targets_L[labelled_L]
 
     @torch.no_grad()
     def _hidden(self, sequences: Sequence[TrainingSequence]) -> Iterator[tuple[list[int], Tensor]]:

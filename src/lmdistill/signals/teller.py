@@ -22,7 +22,9 @@ Array = NDArray[Any]
 Payload = dict[str, Array]
 """Named arrays whose first dimension counts positions."""
 
-_CHUNK_LOGITS = 1 << 24
+_CHUNK_LOGITS = {"top_k": 1 << 26, "top_p": 1 << 26, "token": 1 << 26}
+"""Logits of one chunk where they stay in the head's number format; kinds that need float32 copies take fewer."""
+_CHUNK_FLOATS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Teller:
 
     def __call__(self, speech: Speech) -> Payload:
         """The payload of one sequence's positions, chunk by chunk: memory does not depend on the sequence."""
-        step = max(1, _CHUNK_LOGITS // self.head.vocabulary_size)
+        step = max(1, _CHUNK_LOGITS.get(self.spec.kind, _CHUNK_FLOATS) // self.head.vocabulary_size)
         random = torch.Generator(speech.hidden_NK.device).manual_seed(speech.seed)
         parts = [
             self._chunk(speech.hidden_NK[first : first + step], speech.targets_N[first : first + step], random)
