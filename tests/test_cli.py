@@ -509,8 +509,13 @@ def test_ctrl_c_before_the_run_has_begun_ends_with_75(tmp_path: Path) -> None:
     """A recipe in a pipe that nobody fills keeps the command waiting, so that the signal finds it."""
     pipe = tmp_path / "recipe.yaml"
     os.mkfifo(pipe)
+    # Whoever runs these tests in the background has SIGINT ignored, and a child inherits that.
     process = subprocess.Popen(
-        [sys.executable, "-m", "lmdistill", "run", str(pipe)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "lmdistill", "run", str(pipe)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert "start" in process.stderr.readline()
