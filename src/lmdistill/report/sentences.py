@@ -20,12 +20,13 @@ def summary_of(run: RunData) -> str:
         return "This run has no evaluation yet."
     text = next(iter(student.texts))
     scores = student.texts[text]
-    parts = ["The student"]
+    parts, whom = ["The student"], "its teacher"
     if teacher is not None and teacher.efficiency and student.efficiency:
         share = student.efficiency.parameters / teacher.efficiency.parameters
         parts.append(f"keeps {share:.0%} of its teacher's parameters and")
+        whom = "it"
     if scores.agreement is not None:
-        parts.append(f"agrees with it on {percent(scores.agreement)} of the tokens of held-out {text}")
+        parts.append(f"agrees with {whom} on {percent(scores.agreement)} of the tokens of held-out {text}")
         others = [
             f"{label} {percent(found)}"
             for label, model in (("before training", run.model("none")), ("fine-tuned without it", run.model("sft")))
