@@ -23,7 +23,7 @@ from lmdistill.signals.manifest import Source
 from lmdistill.signals.server import ServerEngine
 from lmdistill.signals.store import SignalStore, TrainingSequence
 
-VLLM = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "vllm"
+VLLM = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not VLLM.is_file(), reason="needs .venv-vllm (make test-vllm)")]
 
@@ -35,7 +35,18 @@ def url(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
-    command = [str(VLLM), "serve", str(smollm2_folder), "--host", "127.0.0.1", "--port", str(port)]
+    # The command `vllm` asks for the metadata of a package of that name, which the build for processors has not.
+    command = [
+        str(VLLM),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(smollm2_folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--dtype", "bfloat16", "--max-model-len", "512", "--max-logprobs", "64", "--max-num-seqs", "8"]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     environment = {**os.environ, **settings, "OMP_NUM_THREADS": "2"}
