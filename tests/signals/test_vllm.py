@@ -99,7 +99,7 @@ def test_a_real_vllm_says_what_the_model_says(url: str, smollm2_folder: Path, tm
     model = load_model(ModelSpec(model=str(smollm2_folder)), dtype=torch.bfloat16, device=torch.device("cpu"))
     store = SignalStore(tmp_path)
     found = check_rows(store, list(store.rows()), LocalEngine(model, len(tokenizer), given))
-    # Two programs in bfloat16 and steps of 0.002: a few thousandths of a nat, where another text gives whole nats.
+    # A tail that is one number, spread evenly, costs some tenths of a nat by itself; another text gives whole nats.
     assert found.kl is not None
-    assert found.kl < 0.1
+    assert found.kl < 1.0
     assert found.relative_error < 0.1
