@@ -9,7 +9,7 @@ Shape legend: N positions, V vocabulary, K teacher hidden, H student hidden, k s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import constriction
 import numpy as np
@@ -54,8 +54,6 @@ class Kind(Protocol):
 
 class TopKind:
     """`top_k` and `top_p`: probabilities in steps of `resolution`; what rounds to none joins the tail."""
-
-    names: ClassVar[tuple[str, ...]] = ("ids", "logprobs")
 
     def __init__(self, spec: SignalSpec, tables: Mapping[str, Array]) -> None:
         self.spec = spec

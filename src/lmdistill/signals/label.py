@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lmdistill.errors import DataError, Interrupted, ModelError
@@ -56,6 +55,8 @@ class LabelResult:
     """Rows that were computed now."""
     tokens: int
     """Tokens that the teacher read for it."""
+    keys: list[str]
+    """The key of each sequence."""
 
 
 def label(
@@ -135,7 +136,7 @@ class _Job:
         if not self.manifest.complete:
             self.manifest.complete = True
             write_manifest(self.folder, self.manifest)
-        return LabelResult(self.folder, len(self.sequences), self.computed, self.tokens)
+        return LabelResult(self.folder, len(self.sequences), self.computed, self.tokens, self.keys)
 
     def _known(self) -> dict[int, list[int]]:
         """Read what is there; returns the shards to be computed again, each with the places of its rows."""
@@ -170,8 +171,9 @@ class _Job:
         known: set[str] = set()
         if self.manifest.shards:
             store = SignalStore(self.folder, verify=False)
-            good = [number for number in range(len(self.manifest.shards)) if number not in damaged]
-            known.update(row.key for row in store.rows(good))
+            for number in range(len(self.manifest.shards)):
+                if number not in damaged:
+                    known.update(store.keys_of(number))
         known.update(self.keys[place] for places in damaged.values() for place in places)
         missing = []
         for place, key in enumerate(self.keys):
@@ -289,8 +291,3 @@ def check_source(known: Sequence[Source], wanted: Source, folder: Path) -> None:
         f"{folder} holds signals of another {names[field]}: {shown[0]} there ({known[0].teacher}), {shown[1]} here "
         f"({wanted.teacher}). Name another folder in signals.store, or delete this one"
     )
-
-
-def sequences_of(dataset: Sequence[dict[str, Array]]) -> list[TrainingSequence]:
-    """The sequences of a data set of `lmdistill.data`."""
-    return [TrainingSequence.from_columns({k: np.asarray(v) for k, v in row.items()}) for row in dataset]

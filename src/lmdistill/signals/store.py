@@ -135,9 +135,12 @@ class SignalStore:
         if self._places is None:
             self._places = {}
             for number in range(len(self.manifest.shards)):
-                keys = self._file(number).read(columns=["key"])["key"].to_pylist()
-                self._places.update({key: (number, row) for row, key in enumerate(keys)})
+                self._places.update({key: (number, row) for row, key in enumerate(self.keys_of(number))})
         return self._places
+
+    def keys_of(self, number: int) -> list[str]:
+        """The keys of a shard's rows in order; nothing else of it is read."""
+        return list(self._file(number).read(columns=["key"])["key"].to_pylist())
 
     def row(self, key: str) -> StoredRow:
         """The row of a key. Raises DataError where the store has none."""

@@ -90,8 +90,7 @@ def label_dataset(
             facts["tokens"] = result.tokens
             if result.tokens and spec.engine == "local":
                 facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
-    keys = [sequence.key(source) for sequence in sequences]
-    return dataset.add_column(KEY, keys), result
+    return dataset.add_column(KEY, result.keys), result
 
 
 def _engine(context: Context, vocabulary_size: int, tables: dict[str, Array] | None) -> Engine:
