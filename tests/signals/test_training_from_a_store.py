@@ -17,7 +17,8 @@ from lmdistill.recipe import ObjectiveSpec, SignalSpec
 from lmdistill.signals.label import label
 from lmdistill.signals.local import LocalEngine
 from lmdistill.signals.store import SignalStore, merge
-from lmdistill.training.objective import LiveTeacher, Objective
+from lmdistill.teachers import LocalTeacher
+from lmdistill.training.objective import Objective
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
 
 
@@ -58,7 +59,7 @@ def both(
     store = SignalStore(folder)
     collator = SignalCollator(store, kinds_of(store, source(given)))
     chosen = [rows[place] for place in (3, 17, 0, 9, 12, 4)]
-    live = Objective(wanted, teacher=LiveTeacher(teacher(), VOCABULARY), vocabulary_size=VOCABULARY, compiled=False)
+    live = Objective(wanted, teacher=LocalTeacher(teacher(), VOCABULARY), vocabulary_size=VOCABULARY, compiled=False)
     stored = Objective(
         wanted, teacher=StoredTeacher(next(iter(collator.kinds.values()))), vocabulary_size=VOCABULARY, compiled=False
     )

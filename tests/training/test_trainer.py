@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from lmdistill.data import Collator
 from lmdistill.errors import NonFiniteLoss
 from lmdistill.recipe import ObjectiveSpec
+from lmdistill.teachers import LocalTeacher
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
-from lmdistill.training.objective import LiveTeacher, Objective, next_labels
+from lmdistill.training.objective import Objective, next_labels
 from lmdistill.training.schedules import TaidSchedule
 from lmdistill.training.trainer import DistillTrainer
 
@@ -87,7 +88,7 @@ def trainer(
         data_collator=Collator(),
         objective=Objective(
             spec,
-            teacher=LiveTeacher(model(1, layers=3), V) if spec.needs_teacher else None,
+            teacher=LocalTeacher(model(1, layers=3), V) if spec.needs_teacher else None,
             vocabulary_size=V,
             compiled=False,
         ),
@@ -104,7 +105,7 @@ def test_the_loss_is_the_mean_over_trained_tokens_by_definition(tmp_path: Path) 
     student, teacher = model(0), model(1, layers=3)
     batch = Collator()(list(rows(4)))
     spec = ObjectiveSpec.model_validate(KD)
-    objective = Objective(spec, teacher=LiveTeacher(teacher, V), vocabulary_size=V, compiled=False)
+    objective = Objective(spec, teacher=LocalTeacher(teacher, V), vocabulary_size=V, compiled=False)
     step = objective(student, student, batch, None)
     total, count = 0.0, 0
     with torch.no_grad():
@@ -245,7 +246,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> 
 
 def test_live_and_restricted_teacher_agree_when_all_ids_are_kept(tmp_path: Path) -> None:
     teacher, batch = model(1, layers=3), Collator()(list(rows(2)))
-    plain, kept = LiveTeacher(teacher, V), LiveTeacher(teacher, V, torch.arange(V))
+    plain, kept = LocalTeacher(teacher, V), LocalTeacher(teacher, V, torch.arange(V))
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     torch.testing.assert_close(plain.hidden(inputs), kept.hidden(inputs))
     torch.testing.assert_close(plain.head.weight_VH, kept.head.weight_VH)

@@ -26,10 +26,11 @@ from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.student import Student
 from lmdistill.students import merged, with_adapters
+from lmdistill.teachers import LocalTeacher, Teacher
 from lmdistill.training.arguments import training_arguments
 from lmdistill.training.callbacks import StopOnSignal, TellProgress
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
-from lmdistill.training.objective import LiveTeacher, Objective, Teacher
+from lmdistill.training.objective import Objective
 from lmdistill.training.schedules import TaidSchedule
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
 from lmdistill.training.trainer import DistillTrainer
@@ -228,7 +229,7 @@ def _objective(
         teacher = StoredTeacher(next(iter(collator.kinds.values())))
     elif job.objective.needs_teacher:
         kept = None if student.kept_ids is None else student.kept_ids.to(context.device)
-        teacher = LiveTeacher(context.teacher, vocabulary, kept)
+        teacher = LocalTeacher(context.teacher, vocabulary, kept)
     try:
         return Objective(
             job.objective,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,46 +20,10 @@ from lmdistill.objectives.hints import cosine_distance
 from lmdistill.objectives.rows import LogitsView
 from lmdistill.objectives.weights import first_share, student_entropy, top_share
 from lmdistill.recipe import ObjectiveSpec
-from lmdistill.signals import HiddenSignal, Signal
+from lmdistill.signals import Signal
+from lmdistill.teachers.base import Teacher, model_inputs
 
 IGNORED = -100
-
-
-class LiveTeacher:
-    """A teacher in this process, asked batch by batch."""
-
-    def __init__(self, model: PreTrainedModel, vocabulary_size: int, kept_ids: Tensor | None = None) -> None:
-        """`kept_ids` maps the ids of a student with a trimmed vocabulary to the teacher's."""
-        self.model = model.eval().requires_grad_(False)
-        self.kept_ids = kept_ids
-        head = output_head(model, None if kept_ids is not None else vocabulary_size)
-        self.head = head if kept_ids is None else _restricted(head, kept_ids)
-
-    @torch.no_grad()
-    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The last hidden states of a batch of the student's ids, (B, L, K)."""
-        if self.kept_ids is not None:
-            batch = {**batch, "input_ids": self.kept_ids[batch["input_ids"]]}
-        return last_hidden(self.model, batch)
-
-    def speak(self, batch: Mapping[str, Any]) -> tuple[HiddenSignal, Tensor]:
-        """The exact distribution at all positions of a batch, and the hidden states (N, K) behind it."""
-        hidden_NK = self.hidden(model_inputs(batch)).flatten(0, 1)
-        signal = HiddenSignal(
-            hidden_NK,
-            self.head.weight_VH,
-            bias=self.head.bias_V,
-            logit_scale=self.head.logit_scale,
-            softcap=self.head.softcap,
-        )
-        return signal, hidden_NK
-
-
-class Teacher(Protocol):
-    """Whoever says what the student should hold: a model beside it, or a store."""
-
-    def speak(self, batch: Mapping[str, Any]) -> tuple[Signal, Tensor | None]:
-        """The signal at all positions of a batch, and the last hidden states (N, K) where there are any."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +75,9 @@ class Objective:
         labels_N = next_labels(batch["labels"]).flatten()
         mask_N = labels_N != IGNORED
         trained = max(1, int(mask_N.sum())) if num_items is None else 0
-        signal, teacher_NK = self.teacher.speak(batch) if self.teacher is not None else (None, None)
+        speech = self.teacher.speak(batch) if self.teacher is not None else None
+        signal = speech.parts[0].signal if speech is not None else None
+        teacher_NK = speech.hidden_NK if speech is not None else None
         head = output_head(bare_model, self.vocabulary_size)
         term = self.spec.divergence
         weight_N = self._weights(hidden_NH, head, signal, mask_N, batch)
@@ -188,22 +154,6 @@ class Objective:
         return top_share(score_N, mask_N, spec.keep)
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of a batch a model reads."""
-    return {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-
-
 def next_labels(labels_BL: Tensor) -> Tensor:
     """The label that each position predicts: the next one; the last predicts none."""
     return F.pad(labels_BL[:, 1:], (0, 1), value=IGNORED)
-
-
-def _restricted(head: OutputHead, kept_ids: Tensor) -> OutputHead:
-    """The head's rows of the kept ids only; the distribution is then renormalised over them."""
-    return OutputHead(
-        weight_VH=head.weight_VH[kept_ids],
-        bias_V=None if head.bias_V is None else head.bias_V[kept_ids],
-        logit_scale=head.logit_scale,
-        softcap=head.softcap,
-        vocabulary_size=len(kept_ids),
-    )

@@ -18,7 +18,7 @@ from lmdistill.recipe import SignalSpec
 from lmdistill.signals.kinds import Kind, load_kind
 from lmdistill.signals.manifest import Source
 from lmdistill.signals.store import SignalStore, source_key
-from lmdistill.signals.types import Signal
+from lmdistill.teachers.base import Part, Speech
 
 KEY = "signal_key"
 """Column of a training set that names each sequence's row in the store."""
@@ -90,7 +90,7 @@ class StoredTeacher:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
 
-    def speak(self, batch: Mapping[str, Any]) -> tuple[Signal, None]:
-        """The signal at all positions of a batch, (N, ...), and no hidden state."""
+    def speak(self, batch: Mapping[str, Any]) -> Speech:
+        """The signal at all positions of a batch, (N, ...)."""
         flat = {name: values_BL.flatten(0, 1) for name, values_BL in batch["signal"].items()}
-        return self.kind.signal(flat), None
+        return Speech((Part(self.kind.signal(flat)),))
