@@ -1,0 +1,88 @@
+"""The typed recipe: everything a run does, in one YAML file.
+
+A recipe is read with `load_recipe`, completed by its method's fragment (`lmdistill.methods`), overridden with
+`--set a.b=c`, and written back resolved, so that a run folder says exactly what happened in it. Unknown keys are
+refused with the nearest known name. The string under a field is its documentation: `docs/recipe.md` is generated
+from it and nowhere else is a field described.
+"""
+
+from lmdistill.recipe.base import (
+    AnySection,
+    Count,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+    names_a_folder,
+    nearest,
+    section_of,
+)
+from lmdistill.recipe.data import DataSpec, DifferenceSpec, FieldNames, SourceSpec
+from lmdistill.recipe.evaluation import EvaluationSpec, SpeedSpec
+from lmdistill.recipe.load import (
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    resolve_recipe,
+    resolve_section,
+    training_fields,
+)
+from lmdistill.recipe.models import ModelSpec
+from lmdistill.recipe.objective import (
+    DIVERGENCE_PARAMETERS,
+    CrossEntropyTerm,
+    DivergenceTerm,
+    HiddenCosineTerm,
+    ObjectiveSpec,
+    TokenWeightSpec,
+)
+from lmdistill.recipe.signals import SignalKind, SignalSpec
+from lmdistill.recipe.student import DepthSpec, LoraSpec, StudentSpec, VocabularySpec, WidthSpec
+from lmdistill.recipe.trajectories import AnswerSpec, GenerationSpec, TrajectoriesSpec
+from lmdistill.recipe.whole import MachineSpec, Recipe, StageSpec, merge, recipe_stages
+
+__all__ = [
+    "DIVERGENCE_PARAMETERS",
+    "AnswerSpec",
+    "AnySection",
+    "Count",
+    "CrossEntropyTerm",
+    "DataSpec",
+    "DepthSpec",
+    "DifferenceSpec",
+    "DivergenceTerm",
+    "EvaluationSpec",
+    "FieldNames",
+    "GenerationSpec",
+    "HiddenCosineTerm",
+    "LoraSpec",
+    "MachineSpec",
+    "ModelSpec",
+    "NonNegative",
+    "ObjectiveSpec",
+    "Positive",
+    "Recipe",
+    "Section",
+    "Share",
+    "SignalKind",
+    "SignalSpec",
+    "SourceSpec",
+    "SpeedSpec",
+    "StageSpec",
+    "StudentSpec",
+    "TokenWeightSpec",
+    "TrajectoriesSpec",
+    "VocabularySpec",
+    "WidthSpec",
+    "dump_recipe",
+    "load_recipe",
+    "merge",
+    "names_a_folder",
+    "nearest",
+    "parse_recipe",
+    "recipe_stages",
+    "resolve_recipe",
+    "resolve_section",
+    "section_of",
+    "training_fields",
+]

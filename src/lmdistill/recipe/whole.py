@@ -1,0 +1,180 @@
+"""The whole recipe: its stages, its machine, and what must fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
+from lmdistill.recipe.data import DataSpec, SourceSpec
+from lmdistill.recipe.evaluation import EvaluationSpec
+from lmdistill.recipe.models import ModelSpec
+from lmdistill.recipe.objective import ObjectiveSpec
+from lmdistill.recipe.signals import SignalSpec
+from lmdistill.recipe.student import StudentSpec
+from lmdistill.recipe.trajectories import TrajectoriesSpec
+
+# What the pipeline calls its own stages and records in a run folder.
+_OWN_STAGES = re.compile(r"(doctor|student|evaluate|report|none|sft)|(data|generate|save|label|select|none|sft)-.*")
+
+
+class StageSpec(Section):
+    """One stage of training; what is absent is taken from the recipe's top level."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,40}$")]
+    """Name of the stage, used in the run folder."""
+    objective: ObjectiveSpec | None = None
+    """Objective of this stage."""
+    trajectories: TrajectoriesSpec | None = None
+    """Whose text this stage trains on."""
+    train: list[SourceSpec] | None = None
+    """Training sources of this stage."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `transformers.TrainingArguments` that differ in this stage."""
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if _OWN_STAGES.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is what lmdistill calls something of its own in the run folder; choose another"
+            )
+        return value
+
+
+class MachineSpec(Section):
+    """What the run uses of the machine."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ..."""
+    threads: Count | None = None
+    """Processor threads; all cores where absent."""
+    compile: bool = True
+    """Compile the row-wise part of the loss with torch.compile (falls back to eager where no compiler is)."""
+    memory_limit_gib: Positive | None = None
+    """Refuse a run whose memory estimate is above this; the machine's free memory where absent."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = "run"
+    """Name of the run and of its folder under `runs`."""
+    method: str | None = None
+    """A published method (`lmdistill methods`) whose settings are the defaults of this recipe."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of every draw."""
+    runs: str = "runs"
+    """Folder in which run folders are made."""
+    teacher: ModelSpec
+    """The teacher."""
+    student: StudentSpec = Field(default_factory=StudentSpec)
+    """Where the student starts."""
+    data: DataSpec
+    """Training and held-out data."""
+    trajectories: TrajectoriesSpec = Field(default_factory=TrajectoriesSpec)
+    """Whose text is trained on."""
+    signals: SignalSpec = Field(default_factory=SignalSpec)
+    """What is kept of the teacher on disk; by default nothing, and the teacher is asked live."""
+    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
+    """What is minimised."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Any field of `transformers.TrainingArguments`: learning_rate, max_steps, per_device_train_batch_size, ..."""
+    stages: list[StageSpec] = Field(default_factory=list)
+    """Stages of training, in order; one stage named `distil` where absent."""
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    """What is measured."""
+    machine: MachineSpec = Field(default_factory=MachineSpec)
+    """What the run uses of the machine."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not names_a_folder(value):
+            raise ValueError(f"{value!r} cannot name a folder; use 1 to 100 of A-Z a-z 0-9 . _ -")
+        return value
+
+    @model_validator(mode="after")
+    def _stages(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have one name among {names}; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _signals(self) -> Recipe:
+        if self.signals.kind != "live":
+            for stage in recipe_stages(self):
+                if stage.objective is not None and stage.objective.needs_teacher:
+                    _check_signals(self.signals, stage.objective, self.student)
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs) / self.name
+
+
+def _check_signals(signals: SignalSpec, objective: ObjectiveSpec, student: StudentSpec) -> None:
+    """Refuse what a stored signal cannot give. Raises ValueError."""
+    kind, divergence = signals.kind, objective.divergence
+    allowed = {
+        "sampled": ("forward_kl",),
+        "top_and_sampled": ("forward_kl",),
+        "head_expectation": ("forward_kl",),
+        "token": ("forward_kl", "reverse_kl"),
+    }.get(kind)
+    if allowed is not None and divergence.kind not in allowed:
+        raise ValueError(
+            f"signals.kind: {kind} can estimate {' and '.join(allowed)} only, not {divergence.kind}; choose top_k, "
+            "top_p or hidden, or change objective.divergence.kind"
+        )
+    if objective.hidden_cosine.weight > 0:
+        raise ValueError("objective.hidden_cosine needs the teacher's own hidden states: use signals.kind: live")
+    # A hidden state gives any temperature; what was summed up at one temperature stays there.
+    if kind != "hidden" and divergence.temperature != signals.temperature:
+        raise ValueError(
+            f"objective.divergence.temperature = {divergence.temperature} but signals.temperature = "
+            f"{signals.temperature}: the stored distribution must have the objective's temperature"
+        )
+    if signals.engine == "server" and kind not in ("top_k", "top_p", "token"):
+        raise ValueError(
+            f"a server gives log-probabilities of a few tokens, of which signals.kind: {kind} cannot be made; use "
+            "top_k, top_p or token, or engine: local"
+        )
+    if signals.engine == "server" and signals.base_url is None:
+        raise ValueError("signals.engine: server needs signals.base_url, for example http://127.0.0.1:8000/v1")
+    if signals.engine == "server" and signals.temperature != 1:
+        raise ValueError("a server's log-probabilities are those at temperature 1: set signals.temperature: 1")
+    if student.vocabulary is not None:
+        raise ValueError("a store keeps the teacher's ids: student.vocabulary cannot be trimmed with signals on disk")
+    if kind == "head_expectation" and not student.freeze_head:
+        raise ValueError("signals.kind: head_expectation refers to a head that stays: set student.freeze_head: true")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` upon `base`: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def recipe_stages(recipe: Recipe) -> list[StageSpec]:
+    """The training stages with everything filled in from the top level; one named `distil` where none are given."""
+    stages = recipe.stages or [StageSpec(name="distil")]
+    return [
+        StageSpec(
+            name=stage.name,
+            objective=stage.objective or recipe.objective,
+            trajectories=stage.trajectories or recipe.trajectories,
+            train=stage.train or recipe.data.train,
+            training=merge(recipe.training, stage.training),
+        )
+        for stage in stages
+    ]
