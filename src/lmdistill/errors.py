@@ -76,3 +76,9 @@ class Interrupted(LmdistillError, RuntimeError):
     """Stopped by a signal after saving; the same command resumes."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class ServerLost(LmdistillError, ConnectionError):
+    """A server did not answer after all retries; what was done is kept, and the same command goes on from there."""
+
+    exit_code = EXIT_INTERRUPTED

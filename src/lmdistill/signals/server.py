@@ -12,75 +12,70 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from lmdistill.errors import LmdistillError, MissingExtra, ModelError, TrainingError
+from lmdistill.errors import MissingExtra, ModelError, ServerLost, TrainingError
 from lmdistill.recipe import SignalSpec
+from lmdistill.signals.engine import Ask
 from lmdistill.signals.store import TrainingSequence
 from lmdistill.signals.teller import Payload
 
 RETRIES = 6
 TIMEOUT_SECONDS = 600.0
 
+Told = tuple[list[tuple[int, float]], float]
+"""Of one position: the likeliest tokens with their log-probabilities, likeliest first, and the text's own token's."""
 
-class ServerEngine:
-    """Asks a server; nothing of the teacher is loaded here."""
+_BUSY = {408, 409, 425, 429}
+"""Refusals that mean later, not never."""
 
-    def __init__(self, spec: SignalSpec, base_url: str, model: str, vocabulary_size: int) -> None:
-        """The key comes from the variable LMDISTILL_API_KEY or OPENAI_API_KEY, where the server wants one."""
+
+class PromptServer:
+    """Asks one server for the log-probabilities of prompts, one packed row at a time; safe to use from many threads."""
+
+    def __init__(self, base_url: str, model: str, asked: int, *, resume: str = "run the same command again") -> None:
+        """`asked` is the number of likeliest tokens wanted at each position, `resume` what to do when the server dies.
+
+        The key comes from the variable LMDISTILL_API_KEY or OPENAI_API_KEY, where the server wants one. Raises
+        MissingExtra without the openai package.
+        """
         try:
             import openai
         except ImportError as error:
             raise MissingExtra("asking a server needs the openai package: pip install 'lmdistill[api]'") from error
         key = os.environ.get("LMDISTILL_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        self.spec = spec
         self.model = model
         self.base_url = base_url
-        self.vocabulary_size = vocabulary_size
+        self.asked = asked
+        self.resume = resume
         self._openai = openai
         self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT_SECONDS)
-        self.asked = 1 if spec.kind == "token" else min(spec.k, vocabulary_size)
 
-    def tell(
-        self,
-        sequences: Sequence[TrainingSequence],
-        seeds: Sequence[int],
-        told: Callable[[int], None] = lambda tokens: None,
-    ) -> list[Payload]:
-        """What the teacher says at the labelled positions. Raises ModelError, TrainingError with the server's words."""
+    def tell(self, ids: list[int], wanted: Sequence[int], row_ids: Sequence[str]) -> list[Told]:
+        """What the server says after each wanted token of one packed row; `row_ids` are for errors alone.
 
-        def one(sequence: TrainingSequence) -> Payload:
-            payload = self._sequence(sequence)
-            told(len(sequence.input_ids_L))
-            return payload
+        Position t speaks of token t + 1, so that t must not be the last one. Raises ModelError for an answer or refusal
+        that will not change, ServerLost where the server is away or overloaded after all retries, TrainingError for
+        NaN.
+        """
+        answer = self._ask(ids, row_ids)
+        # Position t of the text predicts token t + 1, whose log-probabilities the server gives at t + 1.
+        return [self._position(answer, place + 1, ids[place + 1], row_ids) for place in wanted]
 
-        with ThreadPoolExecutor(self.spec.requests) as pool:
-            return list(pool.map(one, sequences))
+    def tell_all(
+        self, asks: Iterable[Ask], told: Callable[[int], None] = lambda tokens: None
+    ) -> Generator[list[Payload], None, None]:
+        """One ask after the other, each when it is wanted."""
+        for ask in asks:
+            yield self.tell(ask.sequences, ask.seeds, told)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-    def _sequence(self, sequence: TrainingSequence) -> Payload:
-        starts = [*sequence.row_starts_R.tolist(), len(sequence.input_ids_L)]
-        labelled_L = sequence.labelled_L
-        parts = []
-        for first, end in itertools.pairwise(starts):
-            ids = sequence.input_ids_L[first:end].tolist()
-            # Position t of the text predicts token t + 1, whose log-probabilities the server gives at t + 1.
-            wanted = [place - first for place in range(first, end - 1) if labelled_L[place]]
-            if wanted:
-                answer = self._ask(ids, sequence.row_ids)
-                parts += [self._position(answer, place + 1, ids[place + 1], sequence.row_ids) for place in wanted]
-        if len(parts) != sequence.positions:
-            raise TrainingError(
-                f"{sequence.row_ids}: a trained token stands at the beginning of a packed row; build the data set anew"
-            )
-        return self._payload(parts, sequence)
 
     def _ask(self, ids: list[int], row_ids: Sequence[str]) -> list[Any]:
         """The prompt's log-probabilities; the SDK repeats what may succeed later."""
@@ -93,14 +88,19 @@ class ServerEngine:
                 extra_body={"prompt_logprobs": self.asked, "add_special_tokens": False},
             )
         except self._openai.APIStatusError as error:
+            said = f"{error.status_code}: {str(error.message)[:300]}"
+            if error.status_code in _BUSY or error.status_code >= 500:
+                raise ServerLost(
+                    f"{self.base_url} failed {RETRIES + 1} times ({said}); look at its log. {self.resume}"
+                ) from error
             raise ModelError(
-                f"{self.base_url} refused the prompt of {', '.join(row_ids[:3])} ({error.status_code}: "
-                f"{str(error.message)[:300]}). {self._advice(error.status_code)}"
+                f"{self.base_url} refused the prompt of {', '.join(row_ids[:3])} ({said}). "
+                f"{self._advice(error.status_code)}"
             ) from error
         except self._openai.OpenAIError as error:
-            raise LmdistillError(
+            raise ServerLost(
                 f"{self.base_url} cannot be asked ({type(error).__name__}: {str(error)[:200]}); is the server running? "
-                "What is labelled is kept: run the same command again"
+                f"{self.resume}"
             ) from error
         # vLLM puts the field beside the standard ones, where the SDK keeps what it does not know.
         found = getattr(answer.choices[0], "prompt_logprobs", None) if answer.choices else None
@@ -116,9 +116,7 @@ class ServerEngine:
             return f"Is {self.model!r} the name that it serves (signals.served_model)?"
         return f"{self.asked} log-probabilities were asked for: start vLLM with --max-logprobs {self.asked}"
 
-    def _position(
-        self, answer: list[Any], place: int, target: int, row_ids: Sequence[str]
-    ) -> tuple[list[tuple[int, float]], float]:
+    def _position(self, answer: list[Any], place: int, target: int, row_ids: Sequence[str]) -> Told:
         """The likeliest tokens of one position, likeliest first, and the text's own log-probability."""
         entry = answer[place]
         try:
@@ -142,7 +140,59 @@ class ServerEngine:
         best = sorted(given.items(), key=lambda item: (-item[1], item[0]))[: self.asked]
         return best, given[target]
 
-    def _payload(self, parts: Sequence[tuple[list[tuple[int, float]], float]], sequence: TrainingSequence) -> Payload:
+
+class ServerEngine:
+    """Lets a server label; nothing of the teacher is loaded here."""
+
+    def __init__(self, spec: SignalSpec, base_url: str, model: str, vocabulary_size: int) -> None:
+        self.spec = spec
+        self.vocabulary_size = vocabulary_size
+        self.asked = 1 if spec.kind == "token" else min(spec.k, vocabulary_size)
+        kept = "What is labelled is kept: run the same command again"
+        self.server = PromptServer(base_url, model, self.asked, resume=kept)
+
+    def tell(
+        self,
+        sequences: Sequence[TrainingSequence],
+        seeds: Sequence[int],
+        told: Callable[[int], None] = lambda tokens: None,
+    ) -> list[Payload]:
+        """What the teacher says at the labelled positions. Raises what `PromptServer.tell` raises."""
+
+        def one(sequence: TrainingSequence) -> Payload:
+            payload = self._sequence(sequence)
+            told(len(sequence.input_ids_L))
+            return payload
+
+        with ThreadPoolExecutor(self.spec.requests) as pool:
+            return list(pool.map(one, sequences))
+
+    def tell_all(
+        self, asks: Iterable[Ask], told: Callable[[int], None] = lambda tokens: None
+    ) -> Generator[list[Payload], None, None]:
+        """One ask after the other, each when it is wanted."""
+        for ask in asks:
+            yield self.tell(ask.sequences, ask.seeds, told)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.server.close()
+
+    def _sequence(self, sequence: TrainingSequence) -> Payload:
+        starts = [*sequence.row_starts_R.tolist(), len(sequence.input_ids_L)]
+        labelled_L = sequence.labelled_L
+        parts: list[Told] = []
+        for first, end in itertools.pairwise(starts):
+            wanted = [place - first for place in range(first, end - 1) if labelled_L[place]]
+            if wanted:
+                parts += self.server.tell(sequence.input_ids_L[first:end].tolist(), wanted, sequence.row_ids)
+        if len(parts) != sequence.positions:
+            raise TrainingError(
+                f"{sequence.row_ids}: a trained token stands at the beginning of a packed row; build the data set anew"
+            )
+        return self._payload(parts, sequence)
+
+    def _payload(self, parts: Sequence[Told], sequence: TrainingSequence) -> Payload:
         if self.spec.kind == "token":
             own = np.array([value for _, value in parts], dtype=np.float32)
             return {"ids": sequence.input_ids_L[1:][sequence.loss_mask_L[1:]], "logprobs": own}
