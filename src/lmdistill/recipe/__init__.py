@@ -30,23 +30,42 @@ from lmdistill.recipe.load import (
 from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import (
     DIVERGENCE_PARAMETERS,
+    ContrastiveSpec,
     CrossEntropyTerm,
+    CrossTokenizerTerm,
     DivergenceTerm,
     HiddenCosineTerm,
     ObjectiveSpec,
+    PolicyTerm,
+    PreferenceTerm,
+    RewardSpec,
     TokenWeightSpec,
 )
 from lmdistill.recipe.signals import SignalKind, SignalSpec
 from lmdistill.recipe.student import DepthSpec, LoraSpec, StudentSpec, VocabularySpec, WidthSpec
-from lmdistill.recipe.trajectories import AnswerSpec, GenerationSpec, TrajectoriesSpec
-from lmdistill.recipe.whole import MachineSpec, Recipe, StageSpec, merge, recipe_stages
+from lmdistill.recipe.teaching import TeachingSpec
+from lmdistill.recipe.trajectories import (
+    AnswerSpec,
+    GenerationSpec,
+    InterleavedSpec,
+    LengthSpec,
+    MixtureSpec,
+    ReplaySpec,
+    RolloutsSpec,
+    ShareSchedule,
+    TrajectoriesSpec,
+)
+from lmdistill.recipe.whole import BudgetSpec, MachineSpec, Recipe, StageSpec, merge, recipe_stages
 
 __all__ = [
     "DIVERGENCE_PARAMETERS",
     "AnswerSpec",
     "AnySection",
+    "BudgetSpec",
+    "ContrastiveSpec",
     "Count",
     "CrossEntropyTerm",
+    "CrossTokenizerTerm",
     "DataSpec",
     "DepthSpec",
     "DifferenceSpec",
@@ -55,21 +74,31 @@ __all__ = [
     "FieldNames",
     "GenerationSpec",
     "HiddenCosineTerm",
+    "InterleavedSpec",
+    "LengthSpec",
     "LoraSpec",
     "MachineSpec",
+    "MixtureSpec",
     "ModelSpec",
     "NonNegative",
     "ObjectiveSpec",
+    "PolicyTerm",
     "Positive",
+    "PreferenceTerm",
     "Recipe",
+    "ReplaySpec",
+    "RewardSpec",
+    "RolloutsSpec",
     "Section",
     "Share",
+    "ShareSchedule",
     "SignalKind",
     "SignalSpec",
     "SourceSpec",
     "SpeedSpec",
     "StageSpec",
     "StudentSpec",
+    "TeachingSpec",
     "TokenWeightSpec",
     "TrajectoriesSpec",
     "VocabularySpec",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lmdistill.recipe.base import NonNegative, Positive, Section, nearest
+from lmdistill.recipe.base import Count, NonNegative, Positive, Section, Share, nearest
 
 DIVERGENCE_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "forward_kl": (),
@@ -83,6 +83,80 @@ class TokenWeightSpec(Section):
     scale."""
 
 
+class RewardSpec(Section):
+    """A number for a whole text of the student."""
+
+    kind: Literal["rouge_l", "contains_answer", "brevity"] = "rouge_l"
+    """ROUGE-L F1 with the data set's answer; 1 where the answer's last number (or last line) is the data set's, else 0;
+    or minus the length as a share of generation.max_new_tokens."""
+
+
+class PolicyTerm(Section):
+    """Policy gradient on the tokens that the student wrote."""
+
+    kind: Literal["sampled_token", "minillm", "discriminator", "reward"] = "sampled_token"
+    """What a token's advantage is: log p - log q of the token itself (on-policy distillation, Thinking Machines 2025);
+    MiniLLM's length-normalised, whitened return (2306.08543); the score of a discriminator against the other samples of
+    the prompt (GAD 2511.10643); or a reward of the whole text (GKD's optional term, 2306.13649)."""
+    weight: NonNegative = 0.0
+    """Factor of this term in the loss."""
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """PPO's clipping of the ratio of new to old probability; no clipping where absent."""
+    reward_clip: Positive | None = None
+    """Rewards of a token are cut at plus and minus this."""
+    reward_scaling: Positive = 1.0
+    """Rewards of a token are divided by this (MiniLLM: 0.5)."""
+    discount: Share = 1.0
+    """Discount of later rewards (`minillm`)."""
+    reward: RewardSpec = Field(default_factory=RewardSpec)
+    """The reward (`kind: reward`)."""
+    samples_per_prompt: Count = 1
+    """Texts of the student for each prompt; their mean score is the baseline (`discriminator`: 8; `reward`)."""
+    discriminator_warmup: Annotated[int, Field(ge=0)] = 20
+    """Steps in which the discriminator alone learns (`discriminator`)."""
+    discriminator_learning_rate: Positive = 1e-4
+    """Step size of the discriminator."""
+
+
+class PreferenceTerm(Section):
+    """The teacher's text preferred to the student's, as a whole (`trajectories.mixture.paired`)."""
+
+    kind: Literal["dpo", "dpkd", "ipo", "simpo"] = "dpo"
+    """DPO (2305.18290) against the student at the start; DPKD (LMOps) against the teacher; IPO (2310.12036); SimPO
+    (2405.14734), which needs no reference."""
+    weight: NonNegative = 0.0
+    """Factor of this term in the loss."""
+    beta: Positive = 0.1
+    """Strength."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of pairs taken to be the wrong way round (`dpo`)."""
+
+
+class ContrastiveSpec(Section):
+    """DistiLLM-2's weights of pairs (2503.07067); `published: false` is what its code does as released."""
+
+    published: bool = True
+    """Adaptive alpha for each sample and beta rising from 1 to `beta_end`; false: alpha fixed, beta 1."""
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """alpha0 of the skew divergences."""
+    beta_end: Annotated[float, Field(ge=1.0, lt=2.0)] = 1.5
+    """beta at the end of training; the teacher's text weighs 2 - beta, the student's beta."""
+
+
+class CrossTokenizerTerm(Section):
+    """Distance between models that cut text differently."""
+
+    kind: Literal["uld", "gold", "alm", "dskd"] = "alm"
+    """ULD (2402.12030): sorted probabilities. GOLD (TRL): merged spans, exact matches, the rest sorted. ALM
+    (2503.20083): likelihoods of chunks. DSKD (2406.17328): projected hidden states in both spaces."""
+    weight: NonNegative = 1.0
+    """Factor of this term in the loss."""
+    parameters: dict[str, float] = Field(default_factory=dict)
+    """The kind's own parameters; see docs/cross_tokenizer.md."""
+    minimum_coverage: Share = 0.5
+    """The doctor refuses a pair of tokenizers of which a smaller share of the text's bytes can be aligned."""
+
+
 class ObjectiveSpec(Section):
     """What is minimised: a weighted sum of terms, each a mean over the trained tokens."""
 
@@ -94,18 +168,59 @@ class ObjectiveSpec(Section):
     """Direction of the last hidden state."""
     tokens: TokenWeightSpec = Field(default_factory=TokenWeightSpec)
     """Which tokens count."""
+    student_divergence: DivergenceTerm | None = None
+    """Divergence at text that the student wrote, where it is another than at the rest. `divergence` and cross_entropy
+    are then means over the tokens of the rest, this one over the student's own."""
+    policy: PolicyTerm = Field(default_factory=PolicyTerm)
+    """Policy gradient on the student's text."""
+    preference: PreferenceTerm = Field(default_factory=PreferenceTerm)
+    """Preference of the teacher's text to the student's."""
+    contrastive: ContrastiveSpec | None = None
+    """DistiLLM-2's weights; `divergence` and `student_divergence` must be skew divergences."""
+    cross_tokenizer: CrossTokenizerTerm | None = None
+    """In place of `divergence`, where teacher and student have different tokenizers."""
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveSpec:
         if self.tokens.by == "divergence" and self.divergence.weight == 0:
             raise ValueError("tokens.by: divergence compares with a teacher: give divergence a weight above 0")
-        if self.divergence.weight == 0 and self.cross_entropy.weight == 0 and self.hidden_cosine.weight == 0:
+        terms = (self.divergence, self.cross_entropy, self.hidden_cosine, self.policy, self.preference)
+        optional = (self.student_divergence, self.cross_tokenizer)
+        if not any(term is not None and term.weight > 0 for term in (*terms, *optional)):
             raise ValueError(
-                "all terms have weight 0; give divergence, cross_entropy or hidden_cosine a weight above 0"
+                "all terms have weight 0; give divergence, cross_entropy, hidden_cosine or another a weight above 0"
+            )
+        self._check_contrastive()
+        if self.cross_tokenizer is not None and (self.divergence.weight > 0 or self.hidden_cosine.weight > 0):
+            raise ValueError(
+                "cross_tokenizer stands in place of divergence and hidden_cosine, which compare token with token: set "
+                "their weights to 0"
             )
         return self
+
+    def _check_contrastive(self) -> None:
+        if self.contrastive is None:
+            return
+        kinds = (self.divergence.kind, self.student_divergence.kind if self.student_divergence else None)
+        if kinds[0] != "skew_forward_kl" or kinds[1] not in ("skew_reverse_kl", "skew_reverse_kl_fixed_mixture"):
+            raise ValueError(
+                f"contrastive weighs skew_forward_kl on the teacher's text and a skew reverse KL on the student's, not "
+                f"{kinds[0]} and {kinds[1]}"
+            )
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether a term is defined on text of the student alone."""
+        return self.student_divergence is not None or self.policy.weight > 0 or self.preference.weight > 0
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the teacher."""
-        return self.divergence.weight > 0 or self.hidden_cosine.weight > 0
+        return (
+            self.divergence.weight > 0
+            or self.hidden_cosine.weight > 0
+            or (self.student_divergence is not None and self.student_divergence.weight > 0)
+            or (self.policy.weight > 0 and self.policy.kind in ("sampled_token", "minillm"))
+            or (self.preference.weight > 0 and self.preference.kind == "dpkd")
+            or self.cross_tokenizer is not None
+        )

@@ -16,6 +16,7 @@ from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import ObjectiveSpec
 from lmdistill.recipe.signals import SignalSpec
 from lmdistill.recipe.student import StudentSpec
+from lmdistill.recipe.teaching import TeachingSpec
 from lmdistill.recipe.trajectories import TrajectoriesSpec
 
 # What the pipeline calls its own stages and records in a run folder.
@@ -59,6 +60,15 @@ class MachineSpec(Section):
     """Refuse a run whose memory estimate is above this; the machine's free memory where absent."""
 
 
+class BudgetSpec(Section):
+    """A limit on what training may use, beside `training.max_steps`; for comparing methods at equal cost."""
+
+    minutes: Positive | None = None
+    """Wall-clock minutes of all training stages together: rollouts, the teacher and the student's steps included,
+    held-out scores left out. The step in progress is finished. Use a learning rate that does not wait for the last step
+    (`training.lr_scheduler_type: constant_with_warmup`)."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -72,6 +82,8 @@ class Recipe(Section):
     """Folder in which run folders are made."""
     teacher: ModelSpec
     """The teacher."""
+    teaching: TeachingSpec = Field(default_factory=TeachingSpec)
+    """Who speaks as the teacher; by default the teacher alone, in this process."""
     student: StudentSpec = Field(default_factory=StudentSpec)
     """Where the student starts."""
     data: DataSpec
@@ -90,6 +102,8 @@ class Recipe(Section):
     """What is measured."""
     machine: MachineSpec = Field(default_factory=MachineSpec)
     """What the run uses of the machine."""
+    budget: BudgetSpec = Field(default_factory=BudgetSpec)
+    """When training ends before its last step."""
 
     @field_validator("name")
     @classmethod
@@ -111,6 +125,13 @@ class Recipe(Section):
             for stage in recipe_stages(self):
                 if stage.objective is not None and stage.objective.needs_teacher:
                     _check_signals(self.signals, stage.objective, self.student)
+        return self
+
+    @model_validator(mode="after")
+    def _trajectories(self) -> Recipe:
+        for stage in recipe_stages(self):
+            if stage.objective is not None and stage.trajectories is not None:
+                _check_trajectories(self, stage.objective, stage.trajectories)
         return self
 
     @property
@@ -154,6 +175,29 @@ def _check_signals(signals: SignalSpec, objective: ObjectiveSpec, student: Stude
         raise ValueError("a store keeps the teacher's ids: student.vocabulary cannot be trimmed with signals on disk")
     if kind == "head_expectation" and not student.freeze_head:
         raise ValueError("signals.kind: head_expectation refers to a head that stays: set student.freeze_head: true")
+
+
+def _check_trajectories(recipe: Recipe, objective: ObjectiveSpec, trajectories: TrajectoriesSpec) -> None:
+    """Refuse terms that have no text to stand on. Raises ValueError."""
+    if objective.on_policy and not trajectories.on_policy:
+        raise ValueError(
+            f"the objective has a term on text of the student, but trajectories.source is {trajectories.source}: set "
+            "it to student or mixture"
+        )
+    paired = trajectories.source == "mixture" and trajectories.mixture.paired
+    if not paired and (objective.preference.weight > 0 or objective.contrastive is not None):
+        raise ValueError(
+            "preference and contrastive compare two texts of one prompt: set trajectories.mixture.paired: true"
+        )
+    if objective.policy.weight > 0 and objective.policy.kind == "discriminator" and not paired:
+        raise ValueError(
+            "policy.kind: discriminator compares with the teacher's text: set trajectories.mixture.paired: true"
+        )
+    if trajectories.on_policy and recipe.signals.kind != "live" and objective.needs_teacher:
+        raise ValueError(
+            f"signals.kind: {recipe.signals.kind} keeps the teacher's word on text that is known beforehand, which the "
+            "student's is not: use signals.kind: live, or trajectories.source: dataset or teacher"
+        )
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
