@@ -20,9 +20,13 @@ class Writer(Protocol):
         seed: int,
         step: int,
         row_ids: Sequence[str],
+        max_new_tokens: int | None = None,
         told: Callable[[int], None] = lambda tokens: None,
     ) -> list[Trajectory]:
         """One answer a prompt, in the order of the prompts; `told` hears of each finished row's answer tokens.
+
+        `max_new_tokens` shortens the limit of this call below that of the recipe; a text then is the beginning of what
+        it would have been.
 
         The same seed, prompts and weights give the same text, whatever ran before and however rows are batched.
         Raises DataError for a prompt that leaves no room for the answer in the model's context, TrainingError for NaN

@@ -1,4 +1,4 @@
-"""What a text is that somebody wrote for training: its tokens, who wrote each, and how likely the student found them."""
+"""What a text is that was written for training: its tokens, who wrote each, how likely the student found them."""
 
 from __future__ import annotations
 
