@@ -66,13 +66,6 @@ class PromptServer:
         # Position t of the text predicts token t + 1, whose log-probabilities the server gives at t + 1.
         return [self._position(answer, place + 1, ids[place + 1], row_ids) for place in wanted]
 
-    def tell_all(
-        self, asks: Iterable[Ask], told: Callable[[int], None] = lambda tokens: None
-    ) -> Generator[list[Payload], None, None]:
-        """One ask after the other, each when it is wanted."""
-        for ask in asks:
-            yield self.tell(ask.sequences, ask.seeds, told)
-
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
