@@ -7,20 +7,21 @@ A shard that does not verify is computed again in its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from lmdistill.errors import DataError, Interrupted, ModelError
 from lmdistill.io import RunLock
 from lmdistill.models import OutputHead, model_fingerprint, tokenizer_fingerprint
-from lmdistill.progress import Progress, Task
+from lmdistill.progress import Progress
 from lmdistill.recipe import Recipe, SignalSpec
 from lmdistill.signals.codec import Array
+from lmdistill.signals.engine import Ask, Engine
 from lmdistill.signals.kinds import Kind, learn_kind, load_kind
 from lmdistill.signals.manifest import MANIFEST, MAX_VOCABULARY, Manifest, Shard, Source, write_manifest
 from lmdistill.signals.store import (
@@ -33,15 +34,6 @@ from lmdistill.signals.store import (
     write_tables,
 )
 from lmdistill.signals.teller import Payload
-
-
-class Engine(Protocol):
-    """Whoever lets the teacher speak: this process, workers, or a server."""
-
-    def tell(
-        self, sequences: Sequence[TrainingSequence], seeds: Sequence[int], told: Callable[[int], None]
-    ) -> list[Payload]:
-        """What the teacher says at the labelled positions of each sequence."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +78,16 @@ def label(
         return job.carry_out()
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A shard to be made."""
+
+    slot: int | None
+    """Its place in the manifest, where it mends a shard that is named there."""
+    file: int
+    places: list[int]
+
+
 class _Job:
     """One call of `label`."""
 
@@ -126,13 +128,7 @@ class _Job:
                 "rows: it can be read but not extended; name another folder in signals.store"
             )
         if missing or damaged:
-            kind = self._kind()
-            count = sum(len(places) for places in missing) + sum(len(places) for places in damaged.values())
-            total = sum(
-                len(self.sequences[place].input_ids_L) for places in [*missing, *damaged.values()] for place in places
-            )
-            with self.progress.task(f"label {count} sequences", total=total, unit="tokens") as task:
-                self._write(kind, damaged, missing, task)
+            self._compute(damaged, missing)
         if not self.manifest.complete:
             self.manifest.complete = True
             write_manifest(self.folder, self.manifest)
@@ -183,18 +179,45 @@ class _Job:
         step = self.spec.shard_rows
         return [missing[first : first + step] for first in range(0, len(missing), step)]
 
-    def _kind(self) -> Kind:
-        """The codec of this source, learnt on the first rows where the store is new."""
-        if self.manifest.sources:
-            return load_kind(self.spec, SignalStore(self.folder, verify=False).tables(0))
+    def _compute(self, damaged: dict[int, list[int]], missing: list[list[int]]) -> None:
+        """Ask for everything in one stream: first what the codec is learnt on, where the store is new."""
+        first = 1 + max((int(shard.file[6:-8]) for shard in self.manifest.shards), default=-1)
+        work = [_Work(n, int(self.manifest.shards[n].file[6:-8]), places) for n, places in damaged.items()]
+        work += [_Work(None, first + n, places) for n, places in enumerate(missing)]
+        learnt = [] if self.manifest.sources else self._calibration()
+        asked = [*([learnt] if learnt else []), *(part.places for part in work)]
+        total = sum(len(self.sequences[place].input_ids_L) for places in asked for place in places)
+        rows = sum(len(part.places) for part in work)
+        with self.progress.task(f"label {rows} sequences", total=total, unit="tokens") as task:
+            told = self.engine().tell_all(map(self._ask, asked), task.advance)
+            with contextlib.closing(told):
+                kind = self._learn(self._answer(told, learnt)) if learnt else self._known_kind()
+                self._write(kind, work, told)
+
+    def _ask(self, places: Sequence[int]) -> Ask:
+        seeds = [int(self.keys[place][:15], 16) for place in places]
+        return Ask([self.sequences[place] for place in places], seeds)
+
+    def _answer(self, told: Iterator[list[Payload]], places: Sequence[int]) -> list[Payload]:
+        payloads = next(told)
+        self.tokens += sum(len(self.sequences[place].input_ids_L) for place in places)
+        return payloads
+
+    def _calibration(self) -> list[int]:
+        """The first sequences, as many as the codec is learnt on."""
         places, tokens = [], 0
         for place, sequence in enumerate(self.sequences):
             places.append(place)
             tokens += len(sequence.input_ids_L)
             if tokens >= self.spec.calibration_tokens:
                 break
-        with self.progress.task("learn the codec", total=tokens, unit="tokens") as task:
-            examples = self._tell(places, task)
+        return places
+
+    def _known_kind(self) -> Kind:
+        return load_kind(self.spec, SignalStore(self.folder, verify=False).tables(0))
+
+    def _learn(self, examples: Sequence[Payload]) -> Kind:
+        """The codec of a new store."""
         told = [example for example in examples if len(next(iter(example.values())))]
         if not told:
             raise DataError("the first sequences have no trained token, so there is nothing to learn the codec on")
@@ -206,42 +229,34 @@ class _Job:
         write_manifest(self.folder, self.manifest)
         return kind
 
-    def _tell(self, places: Sequence[int], task: Task) -> list[Payload]:
-        seeds = [int(self.keys[place][:15], 16) for place in places]
-        self.tokens += sum(len(self.sequences[place].input_ids_L) for place in places)
-        return self.engine().tell([self.sequences[place] for place in places], seeds, task.advance)
-
-    def _write(self, kind: Kind, damaged: dict[int, list[int]], missing: list[list[int]], task: Task) -> None:
-        """Compute shard after shard; packing and writing one overlaps with computing the next."""
-        first = 1 + max((int(shard.file[6:-8]) for shard in self.manifest.shards), default=-1)
-        work = [(number, int(self.manifest.shards[number].file[6:-8]), places) for number, places in damaged.items()]
-        work += [(None, first + number, places) for number, places in enumerate(missing)]  # type: ignore[misc]
-        if self.manifest.complete and missing:
+    def _write(self, kind: Kind, work: Sequence[_Work], told: Iterator[list[Payload]]) -> None:
+        """Take shard after shard; packing and writing one overlaps with computing the next."""
+        if any(part.slot is None for part in work):
             self.manifest.complete = False
         pending: Future[Shard] | None = None
         slot: int | None = None
         with ThreadPoolExecutor(1) as writer:
-            for number, file, places in work:
-                payloads = self._tell(places, task)
-                self.computed += len(places)
+            for part in work:
+                payloads = self._answer(told, part.places)
+                self.computed += len(part.places)
                 if pending is not None:
                     self._acknowledge(pending.result(), slot)
-                pending, slot = writer.submit(self._shard, kind, file, places, payloads), number
+                pending, slot = writer.submit(self._shard, kind, part, payloads), part.slot
                 if self.stopped():
                     self._acknowledge(pending.result(), slot)
                     raise Interrupted(
-                        f"stopped after {self.computed} of {sum(len(w[2]) for w in work)} rows; what is labelled is "
-                        "kept: run the same command again to go on"
+                        f"stopped after {self.computed} of {sum(len(w.places) for w in work)} rows; what is labelled "
+                        "is kept: run the same command again to go on"
                     )
             if pending is not None:
                 self._acknowledge(pending.result(), slot)
 
-    def _shard(self, kind: Kind, file: int, places: Sequence[int], payloads: Sequence[Payload]) -> Shard:
+    def _shard(self, kind: Kind, part: _Work, payloads: Sequence[Payload]) -> Shard:
         rows = [
             StoredRow(self.keys[place], self.sequences[place], kind.pack(payload))
-            for place, payload in zip(places, payloads, strict=True)
+            for place, payload in zip(part.places, payloads, strict=True)
         ]
-        return write_shard(self.folder, file, rows)
+        return write_shard(self.folder, part.file, rows)
 
     def _acknowledge(self, shard: Shard, slot: int | None) -> None:
         if slot is None:

@@ -5,7 +5,7 @@ Shape legend: B batch, L length, N labelled positions, K teacher hidden, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from lmdistill.errors import TrainingError
 from lmdistill.models import last_hidden, output_head
 from lmdistill.recipe import SignalSpec
 from lmdistill.signals.codec import Array
+from lmdistill.signals.engine import Ask
 from lmdistill.signals.kinds import Kind, load_kind
 from lmdistill.signals.store import SignalStore, StoredRow, TrainingSequence
 from lmdistill.signals.teller import Payload, Speech, Teller
@@ -56,6 +57,16 @@ class LocalEngine:
             found.update(zip(places, payloads, strict=True))
             told(sum(len(sequences[place].input_ids_L) for place in places))
         return [found[place] for place in range(len(sequences))]
+
+    def tell_all(
+        self, asks: Iterable[Ask], told: Callable[[int], None] = lambda tokens: None
+    ) -> Generator[list[Payload], None, None]:
+        """One ask after the other, each when it is wanted."""
+        for ask in asks:
+            yield self.tell(ask.sequences, ask.seeds, told)
+
+    def close(self) -> None:
+        """Nothing: the model is whose it was before."""
 
     def _labelled(self, sequence: TrainingSequence, hidden_LK: Tensor) -> tuple[Tensor, Tensor]:
         """The states and next tokens of a sequence's labelled positions."""

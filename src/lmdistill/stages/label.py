@@ -17,7 +17,8 @@ from lmdistill.models import load_model, output_head
 from lmdistill.recipe import ModelSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.signals.codec import Array
-from lmdistill.signals.label import Engine, LabelResult, label, source_of, store_folder
+from lmdistill.signals.engine import Engine
+from lmdistill.signals.label import LabelResult, label, source_of, store_folder
 from lmdistill.signals.local import LocalEngine
 from lmdistill.signals.store import TrainingSequence, source_key
 from lmdistill.stages.context import Context
