@@ -92,7 +92,7 @@ def test_evaluation_makes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmdistill.objectives import chunked
 
     calls = []
-    monkeypatch.setattr(chunked, "_add_product", lambda *args, **options: calls.append(args))
+    monkeypatch.setattr(chunked, "add_product", lambda *args, **options: calls.append(args))
     problem = make(50)
     _, head = leaves()
     with torch.no_grad():

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from lmdistill.objectives.checks import check_fit, check_ids, check_shapes, check_terms, common_vocabulary
 from lmdistill.objectives.divergences import Divergence, find_divergence
+from lmdistill.objectives.products import add_product, graph_is_kept, product_dtype, project, scaled
 from lmdistill.objectives.rows import LogitsView, dense_rows, label_rows, working_dtype
 from lmdistill.objectives.sparse import Mixture, head_expectation_rows, sampled_rows, token_rows, top_k_rows
 from lmdistill.signals.types import (
@@ -163,7 +164,7 @@ def distillation_loss(
         ),
         vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
-        compute_dtype=compute_dtype or _compute_dtype(student_hidden_NH),
+        compute_dtype=compute_dtype or product_dtype(student_hidden_NH),
         grad_enabled=torch.is_grad_enabled(),
     )
     loss, parts_2, token_loss_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
@@ -209,12 +210,12 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor, *unused: Tensor) -> Any:
         # In place where this is the last time: the head's gradient is as large as the head. A graph that is kept will
         # want these buffers again, and what it handed out before must not change in its owner's hands.
-        in_place = not _graph_is_kept()
+        in_place = not graph_is_kept()
         d_hidden_NH, d_head_VH, d_bias_V = ctx.saved_tensors
         return (
-            _scaled(d_hidden_NH, d_loss * ctx.inverse_items, in_place),
-            _scaled(d_head_VH, d_loss, in_place),
-            _scaled(d_bias_V, d_loss, in_place),
+            scaled(d_hidden_NH, d_loss * ctx.inverse_items, in_place),
+            scaled(d_head_VH, d_loss, in_place),
+            scaled(d_bias_V, d_loss, in_place),
             None,
         )
 
@@ -277,7 +278,7 @@ class _Engine:
         weight_n = torch.ones(len(chunk_n), dtype=self.work, device=chunk_n.device)
         if plan.weight_N is not None:
             weight_n = plan.weight_N[chunk_n].to(self.work)
-        _project(hidden_nH, self.head_vH, self.bias_v, logits_nV)
+        project(hidden_nH, self.head_vH, self.bias_v, logits_nV)
         divergence_n, cross_entropy_n, pull_nH = self._compare(chunk_n, hidden_nH, logits_nV, teacher_nV, weight_n)
         self.parts_2[0] += (divergence_n * weight_n).sum() * self.inverse_items
         self.parts_2[1] += (cross_entropy_n * weight_n).sum() * self.inverse_items
@@ -361,7 +362,7 @@ class _Engine:
             self.d_hidden_NH[chunk_n] = d_hidden_nH.to(self.d_hidden_NH.dtype)
         if self.d_head_VH is not None:
             total_vH = self.d_head_VH[: self.plan.vocabulary]
-            _add_product(total_vH, gradient_nV, hidden_nH, self.inverse_items, keep=not is_first)
+            add_product(total_vH, gradient_nV, hidden_nH, self.inverse_items, keep=not is_first)
         if self.d_bias_V is not None:
             self.d_bias_V[: self.plan.vocabulary].add_(gradient_nV.sum(0), alpha=self.inverse_items)
 
@@ -389,25 +390,8 @@ class _Teacher:
         if isinstance(signal, DenseSignal) or buffer_nV is None:
             assert isinstance(signal, DenseSignal)
             return signal.logits_NV[:, : self.vocabulary]
-        _project(signal.hidden_NK.to(self.head_vK.dtype), self.head_vK, self.bias_v, buffer_nV)
+        project(signal.hidden_NK.to(self.head_vK.dtype), self.head_vK, self.bias_v, buffer_nV)
         return buffer_nV
-
-
-def _project(hidden_nH: Tensor, head_VH: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> None:
-    torch.mm(hidden_nH, head_VH.t(), out=out_nV)
-    if bias_V is not None:
-        out_nV += bias_V
-
-
-def _add_product(total_VH: Tensor, gradient_nV: Tensor, hidden_nH: Tensor, factor: float, keep: bool) -> None:
-    """total = factor * gradient.T @ hidden [+ total]; by blocks where the sum is more precise than the product."""
-    if total_VH.dtype == gradient_nV.dtype:
-        total_VH.addmm_(gradient_nV.t(), hidden_nH, alpha=factor, beta=1 if keep else 0)
-        return
-    for first in range(0, len(total_VH), 16384):
-        rows = slice(first, first + 16384)
-        product_rH = gradient_nV[:, rows].t() @ hidden_nH
-        total_VH[rows] = product_rH.to(total_VH.dtype).mul_(factor).add_(total_VH[rows] if keep else 0)
 
 
 def _rows_of(signal: Signal | None, chunk_n: Tensor) -> Signal | None:
@@ -422,27 +406,5 @@ def _rows_of(signal: Signal | None, chunk_n: Tensor) -> Signal | None:
     return replace(signal, **per_token)
 
 
-def _compute_dtype(hidden_NH: Tensor) -> torch.dtype:
-    """The precision of the products: autocast's where it is on, else that of the hidden states."""
-    kind = hidden_NH.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return hidden_NH.dtype
-
-
 def _true(mask_N: Tensor) -> Tensor:
     return mask_N.to(torch.bool).nonzero()[:, 0]
-
-
-def _graph_is_kept() -> bool:
-    """Whether the running backward pass was called with retain_graph=True."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else bool(ask())
-
-
-def _scaled(gradient: Tensor | None, factor: Tensor, in_place: bool) -> Tensor | None:
-    if gradient is None or not in_place:
-        return None if gradient is None else gradient * factor
-    if factor.device.type == "cpu" and factor.item() == 1.0:
-        return gradient
-    return gradient.mul_(factor)
