@@ -5,6 +5,7 @@ from lmdistill.data.dataset import Collator, build_dataset, build_from_rows, fin
 from lmdistill.data.deduplicate import Contamination, contamination
 from lmdistill.data.documents import DataReport, Document, merge_reports
 from lmdistill.data.load import first_documents, load_documents
+from lmdistill.data.prompts import PromptRow, prompt_dataset, prompt_rows, row_of
 
 __all__ = [
     "Collator",
@@ -12,6 +13,7 @@ __all__ = [
     "DataReport",
     "Document",
     "EncodedRow",
+    "PromptRow",
     "RowEncoder",
     "build_dataset",
     "build_from_rows",
@@ -20,6 +22,9 @@ __all__ = [
     "first_documents",
     "load_documents",
     "merge_reports",
+    "prompt_dataset",
+    "prompt_rows",
     "prompts_of",
+    "row_of",
     "token_counts",
 ]

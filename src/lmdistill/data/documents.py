@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -55,6 +55,10 @@ class Document:
     """`file:line`; a row's number for Parquet files and data sets. Counted from 1."""
     id: str = field(default="", compare=False)
     """Hash of the content (16 hex digits); the same wherever the content stands."""
+    context: str | None = field(default=None, compare=False)
+    """What the teacher alone reads: a demonstration, a solution, feedback."""
+    teacher: str | None = field(default=None, compare=False)
+    """Name of the teacher that speaks of the row."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -225,7 +229,9 @@ def detect_format(row: Mapping[str, Any], names: FieldNames, wanted: str, place:
 def _named_formats(names: FieldNames) -> set[str]:
     """Formats of which the recipe names a column otherwise than by default."""
     formats = {"text": "text", "prompt": "prompt_response", "response": "prompt_response", "messages": "messages"}
-    return {formats[name] for name, value in names if value != FieldNames.model_fields[name].default}
+    return {
+        formats[name] for name, value in names if name in formats and value != FieldNames.model_fields[name].default
+    }
 
 
 def to_document(row: Mapping[str, Any], kind: Format, names: FieldNames, origin: str, has_response: bool) -> Document:
@@ -233,6 +239,17 @@ def to_document(row: Mapping[str, Any], kind: Format, names: FieldNames, origin:
 
     `has_response`: whether the first row of the file has the response column; if not, rows are prompts alone.
     """
+    document = _content_of(row, kind, names, origin, has_response)
+    if names.context is None and names.teacher is None:
+        return document
+    return replace(
+        document,
+        context=None if names.context is None else _text(row, names.context),
+        teacher=None if names.teacher is None else _text(row, names.teacher),
+    )
+
+
+def _content_of(row: Mapping[str, Any], kind: Format, names: FieldNames, origin: str, has_response: bool) -> Document:
     if kind == "text":
         text = _text(row, names.text)
         if not text.strip():

@@ -21,6 +21,10 @@ class FieldNames(Section):
     """Column of the response, on which the loss is taken."""
     messages: str = "messages"
     """Column with a list of chat messages, each with `role` and `content`."""
+    context: str | None = None
+    """Column of what the teacher alone reads (`teaching.context`): a demonstration, a solution, feedback."""
+    teacher: str | None = None
+    """Column with the name of the teacher that speaks of the row (`teaching.kind: routed`)."""
 
 
 class SourceSpec(Section):
