@@ -18,7 +18,7 @@ from lmdistill.recipe.base import (
     section_of,
 )
 from lmdistill.recipe.data import DataSpec, DifferenceSpec, FieldNames, SourceSpec
-from lmdistill.recipe.evaluation import EvaluationSpec, SpeedSpec
+from lmdistill.recipe.evaluation import EvaluationSpec, ResponsesSpec, SpeedSpec
 from lmdistill.recipe.load import (
     dump_recipe,
     load_recipe,
@@ -87,6 +87,7 @@ __all__ = [
     "PreferenceTerm",
     "Recipe",
     "ReplaySpec",
+    "ResponsesSpec",
     "RewardSpec",
     "RolloutsSpec",
     "Section",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lmdistill.recipe.base import Count, Section
+from lmdistill.recipe.base import Count, NonNegative, Section
 from lmdistill.recipe.trajectories import AnswerSpec
 
 
@@ -19,6 +19,42 @@ class SpeedSpec(Section):
     """Tokens decoded one by one."""
     repeats: Count = 3
     """Measurements; the median is reported."""
+
+
+class ResponsesSpec(Section):
+    """What every model writes by itself to held-out prompts, and how far that is from what the teacher writes: ROUGE-L,
+    exposure bias, coverage and likelihood. Needs `pip install 'lmdistill[eval]'`."""
+
+    texts: list[str] | None = None
+    """Names of held-out sets (`data.evaluation`) whose prompts are answered; all of them where absent."""
+    prompts: Count = 100
+    """Held-out prompts of each set; intervals are over them."""
+    prompt_tokens: Count = 32
+    """For plain text, the length of the beginning that is continued. Chat and prompt rows give prompts of their own."""
+    max_new_tokens: Count = 128
+    """Longest answer in tokens; the data set's own answers are cut there too before they are compared."""
+    temperature: NonNegative = 1.0
+    """Sampling temperature; 0 decodes greedily."""
+    samples: Count = 1
+    """Answers of each model to each prompt. All models are given the same draws."""
+    references: Count = 1
+    """Further answers of the teacher, from draws of their own, that each answer is compared with: the nearest counts.
+    The teacher's own answers against them are the ceiling."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the draws; the recipe's where absent."""
+    batch_size: Count = 16
+    """Prompts answered at a time."""
+    shown: Annotated[int, Field(ge=0)] = 3
+    """Prompts of each set whose answers stand side by side in the report."""
+
+    @model_validator(mode="after")
+    def _greedy_is_one_text(self) -> ResponsesSpec:
+        if self.temperature == 0 and max(self.samples, self.references) > 1:
+            raise ValueError(
+                f"{max(self.samples, self.references)} greedy answers to one prompt are the same text; raise "
+                "temperature above 0, or ask for 1 in samples and references"
+            )
+        return self
 
 
 class EvaluationSpec(Section):
@@ -43,5 +79,7 @@ class EvaluationSpec(Section):
     """How they answer."""
     speed: SpeedSpec | None = Field(default_factory=SpeedSpec)
     """How speed and memory are measured; null leaves the measurement out."""
+    responses: ResponsesSpec | None = None
+    """What models write by themselves to held-out prompts; null leaves it out."""
     batch_size: Count = 8
     """Sequences scored at a time."""
