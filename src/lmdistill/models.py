@@ -13,6 +13,7 @@ import contextlib
 import errno
 import functools
 import importlib.util
+import inspect
 import io
 import json
 import logging
@@ -197,6 +198,14 @@ def last_hidden(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     finally:
         handle.remove()
     return caught[-1]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What the forward of a causal model calls its key-value cache: transformers 5.24 began to rename it."""
+    bare: Any = model
+    if hasattr(bare, "get_base_model"):  # peft's wrapper takes anything and hands it on
+        bare = bare.get_base_model()
+    return "cache" if "cache" in inspect.signature(bare.forward).parameters else "past_key_values"
 
 
 def pick_device(text: str) -> torch.device:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from lmdistill.models import cache_argument
 from lmdistill.recipe import SpeedSpec
 
 
@@ -33,8 +33,3 @@ def decode_greedily(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: in
     for _ in range(new_tokens):
         token = model(token, **arguments).logits[:, -1:].argmax(-1)
         yield token
-
-
-def cache_argument(model: PreTrainedModel) -> str:
-    """What the forward of this model calls its key-value cache: transformers 5.24 began to rename it."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
