@@ -1,4 +1,4 @@
-"""A teacher in this process.
+"""A teacher in this process, beside the student.
 
 Shape legend: B batch, L length, N = B * L positions, K teacher hidden, V vocabulary.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmdistill.models import OutputHead, last_hidden, output_head
-from lmdistill.signals import HiddenSignal
-from lmdistill.teachers.base import Part, Speech, model_inputs
+from lmdistill.teachers.base import Part, Speech
+from lmdistill.teachers.reading import gather, hidden_signal, text_of
 
 
 class LocalTeacher:
-    """A model in this process, asked batch by batch."""
+    """A model in this process, asked batch by batch; it reads its own text where the batch holds one."""
 
     def __init__(self, model: PreTrainedModel, vocabulary_size: int, kept_ids: Tensor | None = None) -> None:
         """`kept_ids` maps the ids of a student with a trimmed vocabulary to the teacher's."""
@@ -29,22 +29,17 @@ class LocalTeacher:
 
     @torch.no_grad()
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The last hidden states of a batch of the student's ids, (B, L, K)."""
+        """The last hidden states of `input_ids` (the student's) and their positions, (B, L, K)."""
         if self.kept_ids is not None:
             batch = {**batch, "input_ids": self.kept_ids[batch["input_ids"]]}
         return last_hidden(self.model, batch)
 
+    @torch.no_grad()
     def speak(self, batch: Mapping[str, Any]) -> Speech:
         """The exact distribution at all positions of a batch, and the hidden states behind it."""
-        hidden_NK = self.hidden(model_inputs(batch)).flatten(0, 1)
-        signal = HiddenSignal(
-            hidden_NK,
-            self.head.weight_VH,
-            bias=self.head.bias_V,
-            logit_scale=self.head.logit_scale,
-            softcap=self.head.softcap,
-        )
-        return Speech((Part(signal),), hidden_NK)
+        text = text_of(batch)
+        hidden_NK, mask_N = gather(self.hidden(text.inputs).flatten(0, 1), text.places_N)
+        return Speech((Part(hidden_signal(hidden_NK, self.head), mask_N),), hidden_NK)
 
 
 def _restricted(head: OutputHead, kept_ids: Tensor) -> OutputHead:
