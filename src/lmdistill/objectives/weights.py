@@ -36,7 +36,7 @@ def student_entropy(
         raw_nV = torch.nn.functional.linear(hidden_NH[places_n].to(head_VH.dtype), head_VH, bias_V)
         all_n = log_normaliser(raw_nV, one, view=view, compiled=compiled)
         logs_nV = view.logits(raw_nV).float() - all_n[:, None]
-        found_N[places_n] = -(logs_nV.exp() * logs_nV).sum(-1)
+        found_N[places_n] = -(logs_nV.exp() * logs_nV).sum(-1).float()
     return found_N
 
 
