@@ -23,6 +23,8 @@ KINDS: list[tuple[str, dict[str, float]]] = [
     ("skew_forward_kl", {"alpha": 0.7}),
     ("skew_reverse_kl", {}),
     ("skew_reverse_kl", {"alpha": 0.7}),
+    ("skew_reverse_kl_detached", {}),
+    ("skew_reverse_kl_detached", {"alpha": 0.7}),
     ("total_variation", {}),
     ("alpha_beta", {}),
     ("alpha_beta", {"alpha": 0.0, "beta": 0.8}),
@@ -37,7 +39,11 @@ KINDS: list[tuple[str, dict[str, float]]] = [
 ]
 NAMES = [name + "".join(f"-{key}={value}" for key, value in parameters.items()) for name, parameters in KINDS]
 # Reached from s = t without a kink and with no quantity held fixed: autograd's own check applies.
-SMOOTH = [(name, parameters) for name, parameters in KINDS if name not in ("adaptive_kl", "taid")]
+SMOOTH = [
+    (name, parameters)
+    for name, parameters in KINDS
+    if name not in ("adaptive_kl", "taid", "skew_reverse_kl_detached")
+]
 
 
 @dataclass(frozen=True)

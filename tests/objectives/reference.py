@@ -74,6 +74,9 @@ def summands(kind: str, s0: np.ndarray, t: np.ndarray, **parameters: float) -> S
     if kind == "skew_reverse_kl":  # DistiLLM 2402.03898, eq. 5
         a = parameters.get("alpha", 0.1)
         return lambda s: _kl(s, a * s + (1 - a) * t)
+    if kind == "skew_reverse_kl_detached":  # DistiLLM-2 2503.07067 as released: the mixture is taken at the point
+        a = parameters.get("alpha", 0.1)
+        return lambda s: _kl(s, a * s0 + (1 - a) * t)
     if kind == "total_variation":
         return lambda s: np.abs(s - t) / 2
     if kind == "alpha_beta":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmdistill.objectives.divergences import Divergence
 from lmdistill.objectives.rows import LogitsView
+from lmdistill.objectives.surrogate import PolicyTerm
 from lmdistill.signals.types import (
     DenseSignal,
     HeadExpectationSignal,
@@ -66,14 +67,44 @@ def check_shapes(
             raise ValueError(f"{name} has shape {tuple(bias.shape)} but its head {tuple(head.shape)}; one number a row")
 
 
-def check_terms(signal: Signal | None, labels_N: Tensor | None, label_weight: float, temperature: float) -> None:
+def check_terms(
+    signal: Signal | None,
+    labels_N: Tensor | None,
+    label_weight: float,
+    temperature: float,
+    policy: PolicyTerm | None = None,
+) -> None:
     """Something is trained on, at a temperature that exists."""
     if not temperature > 0:
         raise ValueError(f"temperature = {temperature} must be above 0")
     if label_weight and labels_N is None:
         raise ValueError(f"label_weight = {label_weight} needs labels_N, the text's next tokens")
-    if signal is None and not label_weight:
-        raise ValueError("neither a signal nor a label_weight: there is nothing to train on")
+    if policy is not None and labels_N is None:
+        raise ValueError("a policy term needs labels_N, the tokens that its advantages belong to")
+    if policy is not None and policy.temperature != 1 and (signal is not None or label_weight):
+        raise ValueError(
+            f"the policy term's temperature is {policy.temperature}, but the terms beside it are of plain "
+            "log-probabilities; use temperature 1, or train it in a call of its own"
+        )
+    if signal is None and not label_weight and policy is None:
+        raise ValueError("neither a signal nor a label_weight nor a policy term: there is nothing to train on")
+
+
+def check_setting(setting_N: Tensor | None, definition: Divergence, index_M: Tensor) -> None:
+    """Only some divergences have a parameter that may differ by token, and it lies between 0 and 1."""
+    if setting_N is None:
+        return
+    name = definition.token_parameter
+    if name is None:
+        raise ValueError(f"{definition.name} has no parameter that may differ from token to token; leave out setting_N")
+    if len(index_M) == 0:
+        return
+    low, high = (float(end) for end in setting_N[index_M].aminmax())
+    if not (low > 0 and high < 1):  # NaN too
+        raise ValueError(
+            f"{definition.name}: setting_N, its {name} by token, lies between {low} and {high} at trained tokens; it "
+            "must lie strictly between 0 and 1"
+        )
 
 
 def check_ids(signal: Signal | None, labels_N: Tensor | None, index_M: Tensor, vocabulary: int) -> None:

@@ -10,18 +10,26 @@ Shape legend: N tokens, n tokens of one chunk, V vocabulary, H student hidden, K
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lmdistill.objectives.checks import check_fit, check_ids, check_shapes, check_terms, common_vocabulary
+from lmdistill.objectives.checks import (
+    check_fit,
+    check_ids,
+    check_setting,
+    check_shapes,
+    check_terms,
+    common_vocabulary,
+)
 from lmdistill.objectives.divergences import Divergence, find_divergence
 from lmdistill.objectives.products import add_product, graph_is_kept, product_dtype, project, scaled
-from lmdistill.objectives.rows import LogitsView, dense_rows, label_rows, working_dtype
-from lmdistill.objectives.sparse import Mixture, head_expectation_rows, sampled_rows, token_rows, top_k_rows
+from lmdistill.objectives.rows import ChunkRows, LogitsView, dense_rows, label_rows, working_dtype
+from lmdistill.objectives.sparse import Costs, Mixture, head_expectation_rows, sampled_rows, token_rows, top_k_rows
+from lmdistill.objectives.surrogate import PolicyTerm
 from lmdistill.signals.types import (
     DenseSignal,
     HeadExpectationSignal,
@@ -42,13 +50,15 @@ class LossParts:
     """A loss and what it is made of."""
 
     loss: Tensor
-    """Scalar with gradient: (weighted divergence + weighted cross-entropy) / num_items."""
+    """Scalar with gradient: (weighted divergence + weighted cross-entropy + policy term) / num_items."""
     divergence: Tensor
     """Scalar without gradient: the divergence's sum over tokens / num_items, without its weight."""
     cross_entropy: Tensor
     """Scalar without gradient: the cross-entropy's sum over tokens / num_items, without its weight."""
     token_loss_N: Tensor
     """What each token added before normalisation, without gradient; 0 where masked. Finds the culprit of a NaN."""
+    policy: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """Scalar without gradient: the policy term's sum over tokens / num_items, without its weight."""
 
 
 def divergence(
@@ -65,6 +75,7 @@ def divergence(
     softcap: float | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    setting_N: Tensor | None = None,
 ) -> Tensor:
     """Divergence between the student's next-token distributions and a teacher's signal, a scalar with gradient.
 
@@ -81,6 +92,8 @@ def divergence(
         student_bias, logit_scale, softcap: how the student's head turns products into logits.
         vocab_size: the number of real ids; rows of either head above it are padding and take no probability.
         chunk_tokens: tokens projected at a time; chosen by memory where absent.
+        setting_N: the divergence's `token_parameter` for each token, (N,), in the place of the definition's one value:
+            `alpha` of the skew divergences.
 
     Returns:
         sum over unmasked tokens of weight * divergence / num_items.
@@ -102,6 +115,7 @@ def divergence(
         softcap=softcap,
         vocab_size=vocab_size,
         chunk_tokens=chunk_tokens,
+        setting_N=setting_N,
     ).loss
 
 
@@ -126,26 +140,38 @@ def distillation_loss(
     chunk_tokens: int | None = None,
     compute_dtype: torch.dtype | None = None,
     compiled: bool = True,
+    setting_N: Tensor | None = None,
+    policy: PolicyTerm | None = None,
 ) -> LossParts:
-    """A divergence mixed with cross-entropy, from one projection of the student: the engine behind `divergence`.
+    """A divergence mixed with cross-entropy and a policy gradient, from one projection of the student.
+
+    The engine behind `divergence` and `policy_loss`.
 
     Args beyond those of `divergence`:
-        signal: None trains on the labels alone.
+        signal: None trains on the labels, or the policy term, alone.
         divergence_weight, label_weight: factors of both terms; the cross-entropy is always at temperature 1.
-        labels_N: the text's own next token, (N,), needed where `label_weight` is above 0.
+        labels_N: the text's own next token, (N,), needed where `label_weight` is above 0 or a policy term is given.
         temperature_squared: multiply the divergence by temperature² (Hinton et al. 1503.02531, section 2).
         compute_dtype: precision of the products; autocast's where it is on, else that of the hidden states.
         compiled: compile the row-wise part where a compiler is and the work is worth it.
+        policy: advantages of the text's own tokens, which a student wrote; `weight_N` is a factor of this term too.
     """
     definition = find_divergence(kind)
     view = LogitsView(logit_scale, softcap)
     vocabulary = common_vocabulary(student_head_VH, signal, vocab_size)
-    rows = {"labels_N": labels_N, "mask_N": mask_N, "weight_N": weight_N}
+    rows = {
+        "labels_N": labels_N,
+        "mask_N": mask_N,
+        "weight_N": weight_N,
+        "setting_N": setting_N,
+        "policy": None if policy is None else policy.advantages_N,
+    }
     check_shapes(student_hidden_NH, student_head_VH, student_bias, signal, rows)
-    check_terms(signal, labels_N, label_weight, temperature)
+    check_terms(signal, labels_N, label_weight, temperature, policy)
     check_fit(signal, definition, temperature, view, student_head_VH, student_bias)
     index_M = torch.arange(len(student_hidden_NH), device=student_hidden_NH.device) if mask_N is None else _true(mask_N)
-    check_ids(signal, labels_N if label_weight else None, index_M, vocabulary)
+    check_ids(signal, labels_N if label_weight or policy is not None else None, index_M, vocabulary)
+    check_setting(setting_N, definition, index_M)
     count = num_items if num_items is not None else max(1, len(index_M))
     factor = temperature**2 if temperature_squared else 1.0
     plan = _Plan(
@@ -154,6 +180,8 @@ def distillation_loss(
         index_M=index_M,
         labels_N=labels_N if labels_N is not None else torch.zeros_like(student_hidden_NH[:, 0], dtype=torch.long),
         weight_N=weight_N,
+        setting_N=setting_N,
+        policy_N4=None if policy is None else policy.rows(working_dtype(student_hidden_NH)),
         inverse_items=1.0 / torch.as_tensor(count, dtype=torch.float64, device=student_hidden_NH.device),
         mix=Mixture(
             divergence_weight=divergence_weight * factor if signal is not None else 0.0,
@@ -161,16 +189,21 @@ def distillation_loss(
             temperature=temperature,
             view=view,
             compiled=compiled,
+            policy_weight=0.0 if policy is None else policy.weight,
+            rule=None if policy is None else policy.rule,
+            own_temperature=1.0 if policy is None else policy.temperature,
         ),
         vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
         compute_dtype=compute_dtype or product_dtype(student_hidden_NH),
         grad_enabled=torch.is_grad_enabled(),
     )
-    loss, parts_2, token_loss_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+    loss, parts_3, token_loss_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         student_hidden_NH, student_head_VH, student_bias, plan
     )
-    return LossParts(loss=loss, divergence=parts_2[0], cross_entropy=parts_2[1], token_loss_N=token_loss_N)
+    return LossParts(
+        loss=loss, divergence=parts_3[0], cross_entropy=parts_3[1], token_loss_N=token_loss_N, policy=parts_3[2]
+    )
 
 
 @dataclass(frozen=True)
@@ -182,6 +215,8 @@ class _Plan:
     index_M: Tensor
     labels_N: Tensor
     weight_N: Tensor | None
+    setting_N: Tensor | None
+    policy_N4: Tensor | None
     inverse_items: Tensor
     mix: Mixture
     vocabulary: int
@@ -202,8 +237,8 @@ class _ChunkedLoss(torch.autograd.Function):
             engine.run()
         ctx.save_for_backward(engine.d_hidden_NH, engine.d_head_VH, engine.d_bias_V)
         ctx.inverse_items = plan.inverse_items
-        ctx.mark_non_differentiable(engine.parts_2, engine.token_loss_N)
-        return engine.loss(), engine.parts_2, engine.token_loss_N
+        ctx.mark_non_differentiable(engine.parts_3, engine.token_loss_N)
+        return engine.loss(), engine.parts_3, engine.token_loss_N
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -244,11 +279,11 @@ class _Engine:
         self.d_bias_V = torch.zeros_like(bias_V) if needs_gradient[2] and bias_V is not None else None
         # Applied after the products, not to the logits' gradient: 1 / a million tokens is 0 in float16.
         self.inverse_items = float(plan.inverse_items)
-        self.parts_2 = torch.zeros(2, dtype=torch.float64, device=hidden_NH.device)
+        self.parts_3 = torch.zeros(3, dtype=torch.float64, device=hidden_NH.device)
         self.token_loss_N = torch.zeros(len(hidden_NH), dtype=self.work, device=hidden_NH.device)
 
     def run(self) -> None:
-        """Fill the gradients, `parts_2` and `token_loss_N`."""
+        """Fill the gradients, `parts_3` and `token_loss_N`."""
         index_M, step = self.plan.index_M, self._chunk_tokens()
         if self.d_head_VH is not None:
             self.d_head_VH[self.plan.vocabulary if len(index_M) else 0 :] = 0
@@ -269,88 +304,97 @@ class _Engine:
     def loss(self) -> Tensor:
         """The scalar, in the working precision."""
         mix = self.plan.mix
-        total = self.parts_2[0] * mix.divergence_weight + self.parts_2[1] * mix.label_weight
-        return total.to(self.work)
+        weights_3 = self.parts_3.new_tensor([mix.divergence_weight, mix.label_weight, mix.policy_weight])
+        return (self.parts_3 * weights_3).sum().to(self.work)
 
     def _chunk(self, chunk_n: Tensor, logits_nV: Tensor, teacher_nV: Tensor | None, is_first: bool) -> None:
-        plan, mix = self.plan, self.plan.mix
+        mix = self.plan.mix
         hidden_nH = self.hidden_NH[chunk_n].to(self.compute)
-        weight_n = torch.ones(len(chunk_n), dtype=self.work, device=chunk_n.device)
-        if plan.weight_N is not None:
-            weight_n = plan.weight_N[chunk_n].to(self.work)
+        rows = self._rows(chunk_n)
         project(hidden_nH, self.head_vH, self.bias_v, logits_nV)
-        divergence_n, cross_entropy_n, pull_nH = self._compare(chunk_n, hidden_nH, logits_nV, teacher_nV, weight_n)
-        self.parts_2[0] += (divergence_n * weight_n).sum() * self.inverse_items
-        self.parts_2[1] += (cross_entropy_n * weight_n).sum() * self.inverse_items
-        self.token_loss_N[chunk_n] = (
-            divergence_n * mix.divergence_weight + cross_entropy_n * mix.label_weight
-        ) * weight_n
+        costs, pull_nH = self._compare(chunk_n, rows, hidden_nH, logits_nV, teacher_nV)
+        weights = (mix.divergence_weight, mix.label_weight, mix.policy_weight)
+        for part, (cost_n, weight) in enumerate(
+            zip((costs.divergence_n, costs.cross_entropy_n, costs.policy_n), weights, strict=True)
+        ):
+            weighted_n = cost_n * rows.weight_n
+            self.parts_3[part] += weighted_n.sum() * self.inverse_items
+            self.token_loss_N[chunk_n] += weighted_n * weight
         self._multiply_back(chunk_n, hidden_nH, logits_nV, pull_nH, is_first)
 
+    def _rows(self, chunk_n: Tensor) -> ChunkRows:
+        """What the caller gave for each token, in the working precision."""
+        plan = self.plan
+        weight_n = torch.ones(len(chunk_n), dtype=self.work, device=chunk_n.device)
+        return ChunkRows(
+            weight_n=weight_n if plan.weight_N is None else plan.weight_N[chunk_n].to(self.work),
+            labels_n=plan.labels_N[chunk_n],
+            setting_n1=None if plan.setting_N is None else plan.setting_N[chunk_n, None].to(self.work),
+            policy_n4=None if plan.policy_N4 is None else plan.policy_N4[chunk_n],
+        )
+
     def _compare(
-        self,
-        chunk_n: Tensor,
-        hidden_nH: Tensor,
-        logits_nV: Tensor,
-        teacher_nV: Tensor | None,
-        weight_n: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, chunk_n: Tensor, rows: ChunkRows, hidden_nH: Tensor, logits_nV: Tensor, teacher_nV: Tensor | None
+    ) -> tuple[Costs, Tensor | None]:
         """Costs of the chunk's tokens; the gradient is left in `logits_nV`, the rest of d(hidden) is returned."""
         plan, mix = self.plan, self.plan.mix
-        labels_n = plan.labels_N[chunk_n]
         signal = _rows_of(plan.signal, chunk_n)
-        pull_nH = None
         if signal is None:
-            cross_entropy_n = label_rows(
-                logits_nV, weight_n * mix.label_weight, labels_n, student_view=mix.view, compiled=mix.compiled
-            )
-            divergence_n = torch.zeros_like(cross_entropy_n)
-        elif isinstance(signal, TopKSignal):
-            divergence_n, cross_entropy_n = top_k_rows(logits_nV, weight_n, labels_n, signal, plan.definition, mix)
-        elif isinstance(signal, SampledSignal):
-            divergence_n, cross_entropy_n = sampled_rows(logits_nV, weight_n, labels_n, signal, mix)
-        elif isinstance(signal, TokenSignal):
-            divergence_n, cross_entropy_n = token_rows(logits_nV, weight_n, labels_n, signal, plan.definition.name, mix)
-        elif isinstance(signal, HeadExpectationSignal):
-            divergence_n, cross_entropy_n, pull_nH = head_expectation_rows(
-                logits_nV, weight_n, labels_n, signal, hidden_nH, mix
-            )
-        else:
-            divergence_n, cross_entropy_n = self._compare_dense(
-                signal, logits_nV, self.teacher.logits(signal, teacher_nV), weight_n, labels_n
-            )
-        return divergence_n, cross_entropy_n, pull_nH
+            return self._compare_labels(rows, logits_nV), None
+        if isinstance(signal, TopKSignal):
+            return top_k_rows(logits_nV, rows, signal, plan.definition, mix), None
+        if isinstance(signal, SampledSignal):
+            return sampled_rows(logits_nV, rows, signal, mix), None
+        if isinstance(signal, TokenSignal):
+            return token_rows(logits_nV, rows, signal, plan.definition.name, mix), None
+        if isinstance(signal, HeadExpectationSignal):
+            return head_expectation_rows(logits_nV, rows, signal, hidden_nH, mix)
+        return self._compare_dense(signal, rows, logits_nV, self.teacher.logits(signal, teacher_nV)), None
+
+    def _compare_labels(self, rows: ChunkRows, logits_nV: Tensor) -> Costs:
+        mix = self.plan.mix
+        cross_entropy_n, policy_n = label_rows(
+            logits_nV,
+            rows,
+            self._scalars(mix.label_weight, mix.policy_weight, 1 / mix.own_temperature),
+            rule=mix.rule,
+            student_view=mix.view,
+            softened=mix.own_temperature != 1,
+            compiled=mix.compiled,
+        )
+        return Costs(torch.zeros_like(cross_entropy_n), cross_entropy_n, policy_n)
 
     def _compare_dense(
-        self,
-        signal: HiddenSignal | DenseSignal,
-        logits_nV: Tensor,
-        teacher_nV: Tensor,
-        weight_n: Tensor,
-        labels_n: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        self, signal: HiddenSignal | DenseSignal, rows: ChunkRows, logits_nV: Tensor, teacher_nV: Tensor
+    ) -> Costs:
         plan, mix = self.plan, self.plan.mix
-        scalars_4 = torch.tensor(
-            [mix.divergence_weight, mix.label_weight, 1 / mix.temperature, plan.definition.setting],
-            dtype=self.work,
-            device=logits_nV.device,
-        )
         costs = dense_rows(
             logits_nV,
             teacher_nV,
-            weight_n,
-            labels_n,
-            scalars_4,
+            rows,
+            self._scalars(
+                mix.divergence_weight,
+                mix.label_weight,
+                mix.policy_weight,
+                1 / mix.temperature,
+                plan.definition.setting,
+            ),
             definition=plan.definition,
+            rule=mix.rule,
             student_view=mix.view,
             teacher_view=LogitsView(signal.logit_scale, signal.softcap)
             if isinstance(signal, HiddenSignal)
             else LogitsView(),
             softened=mix.temperature != 1,
-            with_labels=mix.label_weight != 0,
+            with_labels=mix.reads_labels,
             compiled=mix.compiled,
         )
-        return costs[0], costs[1] if len(costs) > 1 else torch.zeros_like(costs[0])
+        none_n = torch.zeros_like(costs[0])
+        return Costs(*costs) if mix.reads_labels else Costs(costs[0], none_n, none_n)
+
+    def _scalars(self, *values: float) -> Tensor:
+        """Numbers that a compiled kernel takes as a tensor: other values recompile nothing."""
+        return torch.tensor(values, dtype=self.work, device=self.hidden_NH.device)
 
     def _multiply_back(
         self, chunk_n: Tensor, hidden_nH: Tensor, gradient_nV: Tensor, pull_nH: Tensor | None, is_first: bool

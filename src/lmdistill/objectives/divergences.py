@@ -34,6 +34,8 @@ class Divergence:
     name: ClassVar[str] = ""
     derivative_sum: ClassVar[float | None] = None
     """sum_c v_c where it is the same for all pairs of distributions; saves the engine one pass."""
+    token_parameter: ClassVar[str | None] = None
+    """Name of the parameter that `setting` stands for, where there is one: it may differ from token to token."""
 
     @property
     def head_mass(self) -> float | None:
@@ -42,7 +44,7 @@ class Divergence:
 
     @property
     def setting(self) -> float:
-        """The one parameter that changes from step to step, for divergences that have one."""
+        """The one parameter that may change from step to step or token to token, for divergences that have one."""
         return 0.0
 
     def context(
@@ -51,7 +53,7 @@ class Divergence:
         """Row-wise quantities that are held fixed in the derivative; each of shape (N, 1) or ().
 
         `head_N1` is the `head_border` of log_t, where the caller has it already; `setting` stands for the property of
-        that name, as a tensor, so that its change recompiles nothing.
+        that name, as a tensor, () or (N, 1), so that its change recompiles nothing.
         """
         return ()
 
@@ -110,41 +112,77 @@ class JSD(Divergence):
 
 
 @dataclass(frozen=True)
-class SkewForwardKL(Divergence):
-    """KL(t ‖ alpha t + (1 - alpha) s). DistiLLM 2402.03898, eq. 4; bounded by -log alpha."""
+class _Skewed(Divergence):
+    """Base of the divergences whose second argument holds some of the first: abstract."""
 
-    name: ClassVar[str] = "skew_forward_kl"
+    token_parameter: ClassVar[str | None] = "alpha"
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
-        _between("skew_forward_kl", "alpha", self.alpha, 0.0, 1.0, "use forward_kl for alpha = 0")
+        plain = "forward_kl" if "forward" in self.name else "reverse_kl"
+        _between(self.name, "alpha", self.alpha, 0.0, 1.0, f"use {plain} for alpha = 0")
 
-    def summands(self, log_s_NC: Tensor, log_t_NC: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        """f = t (log t - log m), v = -t (1 - alpha) s / m, m = alpha t + (1 - alpha) s."""
-        s_NC, t_NC = log_s_NC.exp(), log_t_NC.exp()
-        m_NC = (self.alpha * t_NC + (1 - self.alpha) * s_NC).clamp_min(_tiny(t_NC))
-        return t_NC * (log_t_NC - m_NC.log()), -t_NC * ((1 - self.alpha) * s_NC / m_NC)
+    @property
+    def setting(self) -> float:
+        """alpha."""
+        return self.alpha
+
+    def context(
+        self, log_s_NC: Tensor, log_t_NC: Tensor, head_N1: Tensor | None = None, setting: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """alpha, () or (N, 1)."""
+        return (log_s_NC.new_tensor(self.alpha) if setting is None else setting,)
 
 
 @dataclass(frozen=True)
-class SkewReverseKL(Divergence):
+class SkewForwardKL(_Skewed):
+    """KL(t ‖ alpha t + (1 - alpha) s). DistiLLM 2402.03898, eq. 4; bounded by -log alpha."""
+
+    name: ClassVar[str] = "skew_forward_kl"
+
+    def summands(self, log_s_NC: Tensor, log_t_NC: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """f = t (log t - log m), v = -t (1 - alpha) s / m, m = alpha t + (1 - alpha) s."""
+        (alpha,) = context
+        s_NC, t_NC = log_s_NC.exp(), log_t_NC.exp()
+        m_NC = (alpha * t_NC + (1 - alpha) * s_NC).clamp_min(_tiny(t_NC))
+        return t_NC * (log_t_NC - m_NC.log()), -t_NC * ((1 - alpha) * s_NC / m_NC)
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(_Skewed):
     """KL(s ‖ alpha s + (1 - alpha) t). DistiLLM 2402.03898, eq. 5; bounded by -log alpha.
 
-    The student inside the mixture takes part in the gradient, as in DistiLLM; DistiLLM-2 (2503.07067) detaches it.
+    The student inside the mixture takes part in the gradient; see `SkewReverseKLDetached`.
     """
 
     name: ClassVar[str] = "skew_reverse_kl"
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        _between("skew_reverse_kl", "alpha", self.alpha, 0.0, 1.0, "use reverse_kl for alpha = 0")
 
     def summands(self, log_s_NC: Tensor, log_t_NC: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """f = s (log s - log m), v = f + s - alpha s² / m, m = alpha s + (1 - alpha) t."""
+        (alpha,) = context
         s_NC, t_NC = log_s_NC.exp(), log_t_NC.exp()
-        m_NC = (self.alpha * s_NC + (1 - self.alpha) * t_NC).clamp_min(_tiny(t_NC))
+        m_NC = (alpha * s_NC + (1 - alpha) * t_NC).clamp_min(_tiny(t_NC))
         f_NC = s_NC * (log_s_NC - m_NC.log())
-        return f_NC, f_NC + s_NC * (1 - self.alpha * s_NC / m_NC)
+        return f_NC, f_NC + s_NC * (1 - alpha * s_NC / m_NC)
+
+
+@dataclass(frozen=True)
+class SkewReverseKLDetached(_Skewed):
+    """KL(s ‖ m), m = alpha s + (1 - alpha) t held fixed in the gradient. DistiLLM-2 2503.07067, as released.
+
+    The value is that of `SkewReverseKL`; the gradient is that of a reverse KL to m, which is larger: nothing of it is
+    given back for m's following the student.
+    """
+
+    name: ClassVar[str] = "skew_reverse_kl_detached"
+
+    def summands(self, log_s_NC: Tensor, log_t_NC: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """f = s (log s - log m), v = f + s."""
+        (alpha,) = context
+        s_NC = log_s_NC.exp()
+        m_NC = (alpha * s_NC + (1 - alpha) * log_t_NC.exp()).clamp_min(_tiny(s_NC))
+        f_NC = s_NC * (log_s_NC - m_NC.log())
+        return f_NC, f_NC + s_NC
 
 
 @dataclass(frozen=True)
@@ -252,6 +290,7 @@ class TAID(Divergence):
     """
 
     name: ClassVar[str] = "taid"
+    token_parameter: ClassVar[str | None] = "interpolation"
     derivative_sum: ClassVar[float | None] = -1.0
     start: float = 0.4
     end: float = 1.0
@@ -273,7 +312,7 @@ class TAID(Divergence):
     def context(
         self, log_s_NC: Tensor, log_t_NC: Tensor, head_N1: Tensor | None = None, setting: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """The log-normaliser of the intermediate teacher, (N, 1), and the interpolation, ()."""
+        """The log-normaliser of the intermediate teacher, (N, 1), and the interpolation, () or (N, 1)."""
         i = self.interpolation.to(log_s_NC) if setting is None else setting
         return (torch.logsumexp((1 - i) * log_s_NC + i * log_t_NC, -1, keepdim=True), i)
 
@@ -293,6 +332,7 @@ DIVERGENCES: Mapping[str, type[Divergence]] = {
         JSD,
         SkewForwardKL,
         SkewReverseKL,
+        SkewReverseKLDetached,
         TotalVariation,
         AlphaBeta,
         AdaptiveKL,

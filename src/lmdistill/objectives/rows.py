@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lmdistill.objectives.divergences import FLOOR, Divergence, head_border
+from lmdistill.objectives.surrogate import PolicyRule
 
 logger = logging.getLogger(__name__)
 
@@ -70,37 +71,67 @@ def working_dtype(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
+@dataclass(frozen=True)
+class ChunkRows:
+    """What goes with each token of a chunk beside the models' outputs."""
+
+    weight_n: Tensor
+    labels_n: Tensor
+    """The text's own next token."""
+    setting_n1: Tensor | None = None
+    """The divergence's setting, where it differs from token to token."""
+    policy_n4: Tensor | None = None
+    """`PolicyTerm.rows`, where there is a policy term."""
+
+
 def dense_rows(
     student_nV: Tensor,
     teacher_nV: Tensor,
-    weight_n: Tensor,
-    labels_n: Tensor,
-    scalars_4: Tensor,
+    rows: ChunkRows,
+    scalars_5: Tensor,
     *,
     definition: Divergence,
+    rule: PolicyRule | None,
     student_view: LogitsView,
     teacher_view: LogitsView,
     softened: bool,
     with_labels: bool,
     compiled: bool,
 ) -> tuple[Tensor, ...]:
-    """Divergence and, with labels, cross-entropy of each token, (n,) each, unweighted; gradient left in `student_nV`.
+    """Divergence and, with labels, cross-entropy and policy term of each token, (n,) each, unweighted.
 
-    `scalars_4` holds the weight of the divergence, the weight of the cross-entropy, 1 / temperature and the
-    definition's setting. The gradient is of sum_n weight_n * (w_d D_n + w_ce CE_n), by the student's raw logits.
+    `scalars_5` holds the weights of the divergence, of the cross-entropy and of the policy term, 1 / temperature and
+    the definition's setting. The gradient of sum_n weight_n * (w_d D_n + w_ce CE_n + w_p P_n), by the student's raw
+    logits, is left in `student_nV`. Without labels the divergence is all there is.
     """
     head_n1 = None
     if definition.head_mass is not None:
-        head_n1 = _head_of_rows(teacher_nV, teacher_view, scalars_4[2], definition.head_mass, compiled)
-    kernel = _dense_kernel(definition, student_view, teacher_view, softened, with_labels)
-    return _run(kernel, compiled, student_nV, (teacher_nV, weight_n, labels_n, head_n1), scalars_4)
+        head_n1 = _head_of_rows(teacher_nV, teacher_view, scalars_5[3], definition.head_mass, compiled)
+    kernel = _dense_kernel(definition, rule, student_view, teacher_view, softened, with_labels)
+    per_token = (teacher_nV, rows.weight_n, rows.labels_n, head_n1, rows.setting_n1, rows.policy_n4)
+    return _run(kernel, compiled, student_nV, per_token, scalars_5)
 
 
 def label_rows(
-    student_nV: Tensor, weight_n: Tensor, labels_n: Tensor, *, student_view: LogitsView, compiled: bool
-) -> Tensor:
-    """Cross-entropy with the labels, (n,); the gradient of sum_n weight_n CE_n is left in `student_nV`."""
-    return _run(_label_kernel(student_view), compiled, student_nV, (weight_n, labels_n), student_nV.new_empty(0))[0]
+    student_nV: Tensor,
+    rows: ChunkRows,
+    scalars_3: Tensor,
+    *,
+    rule: PolicyRule | None,
+    student_view: LogitsView,
+    softened: bool,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with the labels and policy term, (n,) each, unweighted; both of the logits times `scalars_3[2]`.
+
+    `scalars_3` holds the weights of both and 1 / temperature. The gradient of sum_n weight_n (w_ce CE_n + w_p P_n) is
+    left in `student_nV`.
+    """
+    per_token = (rows.weight_n, rows.labels_n, rows.policy_n4)
+    cross_entropy_n, policy_n = _run(
+        _label_kernel(rule, student_view, softened), compiled, student_nV, per_token, scalars_3
+    )
+    return cross_entropy_n, policy_n
 
 
 def log_normaliser(raw_nV: Tensor, inverse_temperature: Tensor, *, view: LogitsView, compiled: bool) -> Tensor:
@@ -132,7 +163,12 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 
 @functools.lru_cache(maxsize=64)
 def _dense_kernel(
-    definition: Divergence, student_view: LogitsView, teacher_view: LogitsView, softened: bool, with_labels: bool
+    definition: Divergence,
+    rule: PolicyRule | None,
+    student_view: LogitsView,
+    teacher_view: LogitsView,
+    softened: bool,
+    with_labels: bool,
 ) -> tuple[Kernel, Kernel]:
     def kernel(
         student_nV: Tensor,
@@ -140,28 +176,46 @@ def _dense_kernel(
         weight_n: Tensor,
         labels_n: Tensor,
         head_n1: Tensor | None,
-        scalars_4: Tensor,
+        setting_n1: Tensor | None,
+        policy_n4: Tensor | None,
+        scalars_5: Tensor,
     ) -> tuple[Tensor, ...]:
         z_nV, zt_nV = student_view.logits(student_nV), teacher_view.logits(teacher_nV)
         log_p_nV = z_nV.log_softmax(-1)
-        log_s_nV = ((z_nV * scalars_4[2]).log_softmax(-1) if softened else log_p_nV).clamp_min(FLOOR)
-        log_t_nV = (zt_nV * scalars_4[2] if softened else zt_nV).log_softmax(-1).clamp_min(FLOOR)
-        context = definition.context(log_s_nV, log_t_nV, head_n1, scalars_4[3])
+        log_s_nV = ((z_nV * scalars_5[3]).log_softmax(-1) if softened else log_p_nV).clamp_min(FLOOR)
+        log_t_nV = (zt_nV * scalars_5[3] if softened else zt_nV).log_softmax(-1).clamp_min(FLOOR)
+        setting = scalars_5[4] if setting_n1 is None else setting_n1
+        context = definition.context(log_s_nV, log_t_nV, head_n1, setting)
         f_nV, v_nV = definition.summands(log_s_nV, log_t_nV, *context)
         if definition.derivative_sum is None:
             gradient_nV = v_nV - log_s_nV.exp() * v_nV.sum(-1, keepdim=True)
         else:
             gradient_nV = v_nV - log_s_nV.exp() * definition.derivative_sum
-        gradient_nV = gradient_nV * (scalars_4[0] * scalars_4[2] * weight_n)[:, None]
+        gradient_nV = gradient_nV * (scalars_5[0] * scalars_5[3] * weight_n)[:, None]
         if not with_labels:
             student_nV.copy_(student_view.chain(gradient_nV, z_nV))
             return (f_nV.sum(-1),)
         cross_entropy_n, label_gradient_nV = _cross_entropy(log_p_nV, labels_n)
-        gradient_nV = gradient_nV + label_gradient_nV * (scalars_4[1] * weight_n)[:, None]
+        pull_n, policy_n = own_pull(cross_entropy_n, scalars_5[1], scalars_5[2], rule, policy_n4)
+        gradient_nV = gradient_nV + label_gradient_nV * (pull_n * weight_n)[:, None]
         student_nV.copy_(student_view.chain(gradient_nV, z_nV))
-        return f_nV.sum(-1), cross_entropy_n
+        return f_nV.sum(-1), cross_entropy_n, policy_n
 
     return _twins(kernel, "dense_rows_" + definition.name)
+
+
+def own_pull(
+    cross_entropy_n: Tensor,
+    label_weight: Tensor | float,
+    policy_weight: Tensor | float,
+    rule: PolicyRule | None,
+    policy_n4: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """How strongly each token's own id is pulled, and its policy term: d(w_ce CE + w_p P) / d CE and P, (n,) each."""
+    if rule is None or policy_n4 is None:
+        return torch.ones_like(cross_entropy_n) * label_weight, torch.zeros_like(cross_entropy_n)
+    policy_n, slope_n = rule.costs(-cross_entropy_n, policy_n4)
+    return label_weight - policy_weight * slope_n, policy_n
 
 
 def _cross_entropy(log_p_nV: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,12 +226,17 @@ def _cross_entropy(log_p_nV: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=16)
-def _label_kernel(view: LogitsView) -> tuple[Kernel, Kernel]:
-    def kernel(student_nV: Tensor, weight_n: Tensor, labels_n: Tensor, unused: Tensor) -> tuple[Tensor, ...]:
+def _label_kernel(rule: PolicyRule | None, view: LogitsView, softened: bool) -> tuple[Kernel, Kernel]:
+    def kernel(
+        student_nV: Tensor, weight_n: Tensor, labels_n: Tensor, policy_n4: Tensor | None, scalars_3: Tensor
+    ) -> tuple[Tensor, ...]:
         z_nV = view.logits(student_nV)
-        cross_entropy_n, gradient_nV = _cross_entropy(z_nV.log_softmax(-1), labels_n)
-        student_nV.copy_(view.chain(gradient_nV * weight_n[:, None], z_nV))
-        return (cross_entropy_n,)
+        log_p_nV = (z_nV * scalars_3[2] if softened else z_nV).log_softmax(-1)
+        cross_entropy_n, gradient_nV = _cross_entropy(log_p_nV, labels_n)
+        pull_n, policy_n = own_pull(cross_entropy_n, scalars_3[0], scalars_3[1], rule, policy_n4)
+        gradient_nV = gradient_nV * (pull_n * scalars_3[2] * weight_n)[:, None]
+        student_nV.copy_(view.chain(gradient_nV, z_nV))
+        return cross_entropy_n, policy_n
 
     return _twins(kernel, "label_rows")
 
