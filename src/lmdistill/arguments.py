@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -50,3 +51,14 @@ def sources(words: Sequence[str], text_column: str = "text") -> dict[str, Source
 def evaluation_spec(overrides: Sequence[str]) -> EvaluationSpec:
     """The `evaluation` section of a recipe from `FIELD=VALUE` words. Raises RecipeError."""
     return resolve_section(EvaluationSpec, overrides, "evaluate --set")
+
+
+def engine_overrides(engine: str | None, base_url: str | None, served_model: str | None) -> list[str]:
+    """The fields of `signals` that the options of `lmdistill label` set; an address alone means a server."""
+    chosen = {
+        "engine": engine or ("server" if base_url is not None else None),
+        "base_url": base_url,
+        "served_model": served_model,
+    }
+    # Quoted: YAML would take a model called 3 for a number.
+    return [f"signals.{name}={json.dumps(value)}" for name, value in chosen.items() if value is not None]

@@ -121,6 +121,16 @@ def run(
 def label(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="local|ray|server", help="Who lets the teacher speak: this process, workers, a server."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The server, as in http://127.0.0.1:8000/v1; implies server.")
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The teacher's name on the server, if not teacher.model.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -132,9 +142,10 @@ def label(
     """
     progress = make_console_progress(quiet, as_json)
     with progress.stage("start", str(recipe)):
+        from lmdistill.arguments import engine_overrides
         from lmdistill.recipe import load_recipe
 
-        loaded = load_recipe(recipe, overrides or [])
+        loaded = load_recipe(recipe, [*(overrides or []), *engine_overrides(engine, base_url, served_model)])
         from lmdistill.pipeline import label_recipe
     folder = label_recipe(loaded, progress=progress)
     if as_json:

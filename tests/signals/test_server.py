@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +16,17 @@ import pytest
 import torch
 from store_helpers import VOCABULARY, fill, rows, sequences, source, spec, teacher
 
-from lmdistill.errors import LmdistillError, ModelError
+from lmdistill.arguments import engine_overrides
+from lmdistill.errors import EXIT_DONE, LmdistillError, ModelError, RecipeError
+from lmdistill.models import load_model
 from lmdistill.progress import Progress
+from lmdistill.recipe import ModelSpec, SignalSpec, load_recipe
 from lmdistill.signals.kinds import load_kind
 from lmdistill.signals.label import LabelResult, label
+from lmdistill.signals.local import LocalEngine
 from lmdistill.signals.server import ServerEngine
 from lmdistill.signals.store import SignalStore
+from small import small_overrides
 
 
 class Server(ThreadingHTTPServer):
@@ -32,6 +39,7 @@ class Server(ThreadingHTTPServer):
         self.model = teacher()
         self.lock = threading.Lock()
         self.requests = 0
+        self.names: set[str] = set()
         self.fail_first = 0
         self.limit: int | None = None
         self.refuse: int | None = None
@@ -62,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests += 1
+        self.server.names.add(body["model"])
         if self.server.refuse is not None:
             return self.answer(self.server.refuse, {"error": {"message": "no"}})
         if self.server.requests <= self.server.fail_first:
@@ -169,3 +178,40 @@ def test_a_server_that_is_not_there_is_said_to_be(tmp_path: Path, monkeypatch: p
 
 def test_rows_of_the_helpers_start_untrained() -> None:
     assert all(row["labels"][0] == -100 for row in rows(3))
+
+
+def test_the_command_labels_through_a_server(
+    server: Server, tiny_llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "offline_top_k.yaml"
+    model = load_model(ModelSpec(model=str(tiny_llama_folder)), dtype=torch.float32, device=torch.device("cpu"))
+    server.model = model  # type: ignore[assignment]
+    overrides = [*small_overrides(recipe, tiny_llama_folder, text_file), f"runs={tmp_path}", "name=run"]
+    # A random teacher over so many ids is almost uniform: the kinds that round would keep nothing of it.
+    overrides += ["signals.kind=token", "signals.calibration_tokens=256", "signals.shard_rows=4"]
+    settings = [part for override in overrides for part in ("--set", override)]
+    line = [sys.executable, "-m", "lmdistill", "label", str(recipe), "--json", *settings]
+    line += ["--base-url", server.url, "--served-model", "3"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == EXIT_DONE, done.stderr + done.stdout
+    assert server.names == {"3"}
+    store = SignalStore(tmp_path / "run" / "signals")
+    rows = list(store.rows())
+    given = SignalSpec.model_validate(store.manifest.sources[0].signal)
+    vocabulary = store.manifest.sources[0].vocabulary_size
+    exact = LocalEngine(model, vocabulary, given).tell([row.sequence for row in rows], [0] * len(rows))
+    for row, payload in zip(rows, exact, strict=True):
+        said = load_kind(given, {}).unpack(row.signal, row.sequence.positions)
+        np.testing.assert_allclose(said["logprobs"], payload["logprobs"], atol=0.01)  # half precision near 10.8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("server", None, None), "signals.base_url"), (("cluster", None, None), "signals.engine")],
+)
+def test_options_of_the_command_are_checked_as_the_recipe_is(
+    options: tuple[str | None, str | None, str | None], words: str
+) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "offline_top_k.yaml"
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(recipe, engine_overrides(*options))

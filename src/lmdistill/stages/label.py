@@ -82,15 +82,19 @@ def label_dataset(
 
     stage = f"label-{name}"
     key = fingerprint_of(source_key(source), fingerprint(dataset), str(folder.resolve()))
-    if context.folder.is_done(stage, key):
-        result = fill()  # says what is damaged, and mends it
-    else:
-        with context.stage(stage, key, f"the teacher speaks of {len(dataset)} sequences") as facts:
-            with context.stop.patient():
-                result = fill()
-            facts["tokens"] = result.tokens
-            if result.tokens and spec.engine == "local":
-                facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
+    try:
+        if context.folder.is_done(stage, key):
+            result = fill()  # says what is damaged, and mends it
+        else:
+            with context.stage(stage, key, f"the teacher speaks of {len(dataset)} sequences") as facts:
+                with context.stop.patient():
+                    result = fill()
+                facts["tokens"] = result.tokens
+                if result.tokens and spec.engine == "local":
+                    facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
+    finally:
+        for engine_made in made:
+            engine_made.close()
     return dataset.add_column(KEY, result.keys), result
 
 
