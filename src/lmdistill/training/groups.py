@@ -1,8 +1,8 @@
 """Which tokens of a batch which divergence is taken at, and what each sum is divided by.
 
-Without a divergence of its own for the student's text, all trained tokens are one group. With one there are two: the
+Without a term of its own for the student's text, all trained tokens are one group. With one there are two: the
 student's tokens and the rest; each is then a mean over its own tokens, as in objectives that add two expectations
-(MiniLLM, DistiLLM-2, f-distill). Cross-entropy is never taken at tokens that the student wrote: it would teach the
+(MiniLLM, f-distill). Cross-entropy is never taken at tokens that the student wrote: it would teach the
 student what it does already.
 
 Shape legend: B batch, L length, N = B * L positions.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lmdistill.objectives import Divergence, find_divergence
 from lmdistill.recipe import DivergenceTerm, ObjectiveSpec
-from lmdistill.trajectories.types import Author
+from lmdistill.trajectories.window import ROLLOUTS
 
 IGNORED = -100
 COUNTS = "token_counts"
@@ -49,6 +49,8 @@ class Group:
     label_weight: float
     num_items: Tensor | float | None
     """What the sums are divided by; None: the number of tokens of the mask."""
+    own: bool = False
+    """Whether these are the student's own tokens, at which a policy term is taken."""
 
 
 def next_labels(labels_BL: Tensor) -> Tensor:
@@ -57,10 +59,14 @@ def next_labels(labels_BL: Tensor) -> Tensor:
 
 
 def student_tokens(batch: Mapping[str, Any]) -> Tensor | None:
-    """Where the next token is the student's own, (B, L); None for text that was there before."""
-    if "authors" not in batch:
+    """Positions in texts that the student wrote in training, with the teacher's help or without, (B, L).
+
+    None for batches of text that was there before training.
+    """
+    if ROLLOUTS not in batch:
         return None
-    return F.pad(batch["authors"][:, 1:], (0, 1)) == Author.STUDENT
+    found_BL: Tensor = batch[ROLLOUTS][:, None].expand(batch["input_ids"].shape)
+    return found_BL
 
 
 def count_tokens(batches: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -87,9 +93,10 @@ def groups_of(
     if student_BL is None:
         return [Group(mask_N, general, spec.cross_entropy.weight, num_items)]
     student_N = mask_N & student_BL.flatten()
-    if own is None:
+    if own is None and spec.policy.weight == 0:
         if spec.cross_entropy.weight == 0:
             return [Group(mask_N, general, 0.0, num_items)]
+        num_items = num_items if num_items is not None else mask_N.sum().clamp_min(1)
         return [
             Group(student_N, general, 0.0, num_items),
             Group(mask_N & ~student_N, general, spec.cross_entropy.weight, num_items),
@@ -97,6 +104,6 @@ def groups_of(
     counts_2 = batch[COUNTS] if COUNTS in batch else torch.stack([student_N.sum(), (mask_N & ~student_N).sum()])
     counts_2 = counts_2.clamp_min(1)
     return [
-        Group(student_N, own, 0.0, counts_2[0]),
+        Group(student_N, own or general, 0.0, counts_2[0], own=True),
         Group(mask_N & ~student_N, general, spec.cross_entropy.weight, counts_2[1]),
     ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,34 @@ from lmdistill.models import OutputHead, last_hidden, output_head
 from lmdistill.objectives import Divergence, distillation_loss
 from lmdistill.objectives.chunked import LossParts
 from lmdistill.objectives.hints import cosine_distance
+from lmdistill.objectives.preference import PreferenceParts
 from lmdistill.objectives.rows import LogitsView
+from lmdistill.objectives.signal_logprobs import signal_logprobs
+from lmdistill.objectives.token_logprobs import token_logprobs
 from lmdistill.objectives.weights import first_share, student_entropy, top_share
 from lmdistill.recipe import ObjectiveSpec
 from lmdistill.signals import Signal
 from lmdistill.teachers.base import Speech, Teacher, model_inputs
+from lmdistill.training.contrast import Side, sides_of
 from lmdistill.training.groups import IGNORED, Group, Term, groups_of, next_labels
+from lmdistill.training.pairs import preference
+from lmdistill.training.policy import ADVANTAGES, Policy
 
 SPEECH = "speech"
 """Where a batch of a prepared window holds what the teacher said of it."""
+PAIRS = "pair_count"
+"""Where a batch of a window holds the number of pairs of the whole window."""
+PROGRESS = "progress"
+"""Where a batch of a window holds the share of training that is done."""
+
+
+class Aligned(Protocol):
+    """A distance between models that cut text differently."""
+
+    def __call__(
+        self, hidden_BLH: Tensor, head: OutputHead, batch: Mapping[str, Any], num_items: Tensor | float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, a scalar with gradient, and what each position added before division, (B, L)."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +90,25 @@ class Objective:
         vocabulary_size: int,
         compute_dtype: torch.dtype | None = None,
         compiled: bool = True,
+        policy: Policy | None = None,
+        reference: Teacher | None = None,
+        aligned: Aligned | None = None,
     ) -> None:
         """`vocabulary_size` is the number of real ids; `compute_dtype` the precision of the head's products.
 
-        Raises ValueError where the terms need a teacher and none is given.
+        `policy` makes the advantages of `spec.policy`; `reference` is what `spec.preference` compares with where it is
+        not the teacher; `aligned` is the distance of `spec.cross_tokenizer`.
+        Raises ValueError where the terms need a teacher, or one of these, and none is given.
         """
-        if spec.needs_teacher and teacher is None:
+        if spec.needs_teacher and spec.cross_tokenizer is None and teacher is None:
             raise ValueError("this objective compares with a teacher, but none was given")
+        for name, wanted, given in (
+            ("policy", spec.policy.weight > 0, policy),
+            ("reference", spec.preference.weight > 0 and spec.preference.kind in ("dpo", "ipo"), reference),
+            ("aligned distance", spec.cross_tokenizer is not None, aligned),
+        ):
+            if wanted and given is None:
+                raise ValueError(f"this objective needs a {name}, but none was given")
         self.spec = spec
         self.teacher = teacher if spec.needs_teacher else None
         self.term = Term.of(spec.divergence)
@@ -85,6 +116,41 @@ class Objective:
         self.vocabulary_size = vocabulary_size
         self.compute_dtype = compute_dtype
         self.compiled = compiled
+        self.policy = policy
+        self.reference = teacher if spec.preference.kind == "dpkd" else reference
+        self.aligned = aligned
+
+    def prepare(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Decide what the texts of a whole window decide: the advantages of a policy term.
+
+        The teacher is then asked once, and what it said stays with the batches.
+        """
+        if self.policy is None or self.spec.policy.weight == 0:
+            return
+        said: list[Tensor | None] = [None] * len(batches)
+        if self.policy.asks_teacher:
+            assert self.teacher is not None
+            for place, batch in enumerate(batches):
+                batch[SPEECH] = self.teacher.speak(batch)
+                said[place] = self._said(batch[SPEECH], batch)
+        self.policy.prepare(batches, said)
+
+    def _said(self, speech: Speech, batch: Mapping[str, Any]) -> Tensor:
+        """What a teacher says of the text's own trained tokens, (B, L)."""
+        labels_N = next_labels(batch["labels"]).flatten()
+        found_N = torch.zeros(len(labels_N), dtype=torch.float32, device=labels_N.device)
+        left_N = labels_N != IGNORED
+        for part in speech.parts:
+            mask_N = left_N if part.mask_N is None else left_N & part.mask_N
+            found_N += signal_logprobs(
+                part.signal,
+                labels_N.clamp_min(0),
+                mask_N,
+                vocabulary_size=self.vocabulary_size,
+                compute_dtype=self.compute_dtype,
+                compiled=self.compiled,
+            )
+        return found_N.view(batch["labels"].shape)
 
     @property
     def divergence(self) -> Divergence:
@@ -103,17 +169,53 @@ class Objective:
         head = output_head(bare_model, self.vocabulary_size)
         read = Read(hidden_NH, head, labels_N.clamp_min(0), labels_N != IGNORED, batch)
         speech = self._speech(batch)
-        sums = self._compare(read, speech, num_items)
+        sums = self._compare(read, speech, num_items) if self.spec.contrastive is None else self._contrast(read, speech)
         cosine = hidden_NH.new_zeros((), dtype=torch.float32)
         if self.spec.hidden_cosine.weight > 0 and speech is not None and speech.hidden_NK is not None:
             cosine = cosine_distance(hidden_NH, speech.hidden_NK, read.mask_N, num_items)
+        loss, others = self._others(read, num_items)
         return StepLoss(
-            loss=sums.loss + self.spec.hidden_cosine.weight * cosine,
+            loss=sums.loss + self.spec.hidden_cosine.weight * cosine + loss,
             divergence=sums.divergence,
             cross_entropy=sums.cross_entropy,
             hidden_cosine=cosine.detach(),
             token_loss_BL=sums.token_loss_N.view(read.shape),
+            others={**others, **({"policy": sums.policy} if self.spec.policy.weight > 0 else {})},
         )
+
+    def _others(self, read: Read, num_items: Tensor | float | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The terms that few objectives have: their weighted sum, and each by name."""
+        loss = read.hidden_NH.new_zeros((), dtype=torch.float32)
+        others: dict[str, Tensor] = {}
+        if self.spec.preference.weight > 0:
+            parts = self._preference(read)
+            loss = loss + self.spec.preference.weight * parts.loss
+            others |= {"preference": parts.loss.detach(), "preference_accuracy": parts.accuracy}
+        if self.spec.cross_tokenizer is not None and self.aligned is not None:
+            hidden_BLH = read.hidden_NH.view(*read.shape, -1)
+            distance, _ = self.aligned(hidden_BLH, read.head, read.batch, num_items)
+            loss = loss + self.spec.cross_tokenizer.weight * distance
+            others["cross_tokenizer"] = distance.detach()
+        return loss, others
+
+    def _preference(self, read: Read) -> PreferenceParts:
+        logprobs_N = token_logprobs(
+            read.hidden_NH,
+            read.head.weight_VH,
+            read.labels_N,
+            mask_N=read.mask_N,
+            bias=read.head.bias_V,
+            logit_scale=read.head.logit_scale,
+            softcap=read.head.softcap,
+            vocab_size=self.vocabulary_size,
+            compute_dtype=self.compute_dtype,
+            compiled=self.compiled,
+        )
+        reference_BL = None
+        if self.reference is not None:
+            reference_BL = self._said(self.reference.speak(read.batch), read.batch)
+        logprobs_BL = logprobs_N.view(read.shape)
+        return preference(self.spec.preference, read.batch, logprobs_BL, reference_BL, read.batch.get(PAIRS))
 
     def _speech(self, batch: Mapping[str, Any]) -> Speech | None:
         """What the teacher says; said already where the window was prepared."""
@@ -129,9 +231,50 @@ class Objective:
         found = [
             self._engine(read, group, signal, mask_N, weight_N, count)
             for group in groups_of(self.spec, (self.term, self.student_term), read.batch, counted_N, num_items)
-            for signal, mask_N, count in _pieces(group, speech)
+            for signal, mask_N, count in _pieces(group, speech, self._has_policy(group, read.batch))
         ]
         return _sum(found, read)
+
+    def _contrast(self, read: Read, speech: Speech | None) -> LossParts:
+        """DistiLLM-2: each side of the pairs by its own divergence, sequence by sequence."""
+        assert self.spec.contrastive is not None
+        assert self.student_term is not None
+        assert speech is not None
+        found = []
+        for side, term in zip(self._sides(read, speech), (self.term, self.student_term), strict=True):
+            group = Group(read.mask_N & (side.weight_N > 0), term, 0.0, side.num_items)
+            found += [
+                self._engine(read, group, signal, mask_N, side.weight_N, count, side.setting_N)
+                for signal, mask_N, count in _pieces(group, speech)
+            ]
+        return _sum(found, read)
+
+    def _sides(self, read: Read, speech: Speech) -> tuple[Side, Side]:
+        spec = self.spec.contrastive
+        assert spec is not None
+        own: Tensor | None = None
+        said: Tensor | None = None
+        if spec.published:
+            with torch.no_grad():
+                own_N = token_logprobs(
+                    read.hidden_NH.detach(),
+                    read.head.weight_VH.detach(),
+                    read.labels_N,
+                    mask_N=read.mask_N,
+                    bias=None if read.head.bias_V is None else read.head.bias_V.detach(),
+                    logit_scale=read.head.logit_scale,
+                    softcap=read.head.softcap,
+                    vocab_size=self.vocabulary_size,
+                    compute_dtype=self.compute_dtype,
+                    compiled=self.compiled,
+                )
+            own, said = own_N.view(read.shape), self._said(speech, read.batch)
+        progress = float(read.batch.get(PROGRESS, 0.0))
+        return sides_of(spec, read.batch, said, own, progress=progress, num_pairs=read.batch.get(PAIRS))
+
+    def _has_policy(self, group: Group, batch: Mapping[str, Any]) -> bool:
+        """Whether the policy term is taken at a group's tokens: it holds text of the student."""
+        return ADVANTAGES in batch and group.own and self.spec.policy.weight > 0
 
     def _engine(
         self,
@@ -141,8 +284,12 @@ class Objective:
         mask_N: Tensor,
         weight_N: Tensor | None,
         num_items: Tensor | float | None,
+        setting_N: Tensor | None = None,
     ) -> LossParts:
         term = group.term.spec
+        surrogate = None
+        if self.policy is not None and self._has_policy(group, read.batch):
+            surrogate = self.policy.surrogate(read.batch, self.spec.policy.weight)
         return distillation_loss(
             read.hidden_NH,
             read.head.weight_VH,
@@ -161,6 +308,8 @@ class Objective:
             softcap=read.head.softcap,
             compute_dtype=self.compute_dtype,
             compiled=self.compiled,
+            setting_N=setting_N,
+            policy=surrogate,
         )
 
     def _weights(self, read: Read, speech: Speech | None) -> Tensor | None:
@@ -201,15 +350,19 @@ class Objective:
         )
 
 
-def _pieces(group: Group, speech: Speech | None) -> list[tuple[Signal | None, Tensor, Tensor | float | None]]:
+def _pieces(
+    group: Group, speech: Speech | None, has_policy: bool = False
+) -> list[tuple[Signal | None, Tensor, Tensor | float | None]]:
     """Calls of the engine that make up one group: (signal, mask, divisor), masks disjoint.
 
-    Several parts share the divisor of the group. Where nobody speaks, the text's own labels may still count.
+    Several parts share the divisor of the group. Where nobody speaks, the text's own labels, or the advantages of its
+    tokens, may still count.
     """
+    speaks_itself = group.label_weight > 0 or has_policy
     if speech is None:
-        return [(None, group.mask_N, group.num_items)] if group.label_weight > 0 else []
+        return [(None, group.mask_N, group.num_items)] if speaks_itself else []
     if len(speech.parts) == 1 and speech.parts[0].mask_N is None:
-        if group.term.spec.weight == 0 and group.label_weight == 0:
+        if group.term.spec.weight == 0 and not speaks_itself:
             return []
         return [(speech.parts[0].signal, group.mask_N, group.num_items)]
     count = group.num_items if group.num_items is not None else max(1, int(group.mask_N.sum()))
@@ -219,7 +372,7 @@ def _pieces(group: Group, speech: Speech | None) -> list[tuple[Signal | None, Te
         said_N = left_N if part.mask_N is None else left_N & part.mask_N
         pieces.append((part.signal, said_N, count))
         left_N = left_N & ~said_N
-    return [*pieces, (None, left_N, count)] if group.label_weight > 0 else pieces
+    return [*pieces, (None, left_N, count)] if speaks_itself else pieces
 
 
 def _sum(found: Sequence[LossParts], read: Read) -> LossParts:
@@ -233,4 +386,5 @@ def _sum(found: Sequence[LossParts], read: Read) -> LossParts:
         divergence=sum((each.divergence for each in found), zero.detach().float()),
         cross_entropy=sum((each.cross_entropy for each in found), zero.detach().float()),
         token_loss_N=sum((each.token_loss_N for each in found), none_N),
+        policy=sum((each.policy for each in found), zero.detach().float()),
     )

@@ -5,8 +5,8 @@ FSDP2, DeepSpeed, mixed precision, accumulation, schedules, callbacks and tracke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lmdistill.errors import NonFiniteLoss
+from lmdistill.training.budget import Clock
 from lmdistill.training.ledger import LossLedger
 from lmdistill.training.objective import Objective, StepLoss
+from lmdistill.training.windows import Windows, WindowSampler
 
 
 class DistillTrainer(Trainer):
@@ -33,12 +35,19 @@ class DistillTrainer(Trainer):
         *args: Any,
         objective: Objective,
         heldout_scores: Callable[[nn.Module], dict[str, float]] | None = None,
+        windows: Windows | None = None,
+        clock: Clock | None = None,
         **kwargs: Any,
     ) -> None:
-        """`heldout_scores` measures the student for `eval_strategy`; the rest is the Trainer's."""
+        """`heldout_scores` measures the student for `eval_strategy`; `windows` writes the texts of each optimiser step,
+        where the data set holds prompts (`collate`: `windows.as_rows`); the rest is the Trainer's.
+        """
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
         self.heldout_scores = heldout_scores
+        self.windows = windows
+        self.clock = clock or Clock()
+        self.add_callback(self.clock)
         # The Trainer infers these two from the model's signature; ours holds for every causal model: the number of
         # trained tokens of the accumulated batch is wanted, counted over the shifted labels.
         self.model_accepts_loss_kwargs = True
@@ -46,6 +55,39 @@ class DistillTrainer(Trainer):
         self.ledger = LossLedger()
         self.callback_handler.callbacks.insert(0, self.ledger)
         self.add_callback(FiniteGradients())
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one optimiser step, and how many tokens are trained in them, on all ranks."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.windows is None or not batches:
+            return batches, num_items
+        written = self.windows(
+            batches,
+            step=self.state.global_step,
+            progress=self.clock.progress(self.state.global_step, self.state.max_steps),
+            model=extract_model_from_parallel(self.model),
+            place=self._prepare_inputs,
+            total=self._over_ranks,
+        )
+        return written, self._get_num_items_in_batch(written, device)
+
+    def _over_ranks(self, counts: Tensor) -> Tensor:
+        """Counts of this rank, summed over all."""
+        counts = counts.to(self.args.device)
+        if self.args.world_size <= 1:
+            return counts
+        gathered: Tensor = self.accelerator.gather(counts[None])
+        return gathered.sum(0)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        reuse = 1 if self.windows is None else self.windows.trajectories.spec.rollouts.reuse
+        if reuse == 1:
+            return super()._get_train_sampler(train_dataset)
+        arguments = self.args
+        per_step = self._train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return WindowSampler(len(cast(Any, self.train_dataset)), per_step, reuse, arguments.seed)
 
     def compute_loss(
         self,
@@ -63,6 +105,7 @@ class DistillTrainer(Trainer):
             divergence=step.divergence,
             cross_entropy=step.cross_entropy,
             hidden_cosine=step.hidden_cosine,
+            **step.others,
         )
         loss = step.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -76,7 +119,8 @@ class DistillTrainer(Trainer):
         """Held-out scores in place of the Trainer's evaluation loop."""
         if self.heldout_scores is None:
             return {}
-        scores = self.heldout_scores(extract_model_from_parallel(self.model))
+        with self.clock.pause():
+            scores = self.heldout_scores(extract_model_from_parallel(self.model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -27,6 +27,8 @@ from lmdistill.trajectories.types import Author, Trajectory
 
 Batch = dict[str, Any]
 IGNORED = -100
+ROLLOUTS = "rollouts"
+"""Where a batch says which of its rows the student wrote, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ class Trajectories:
                 "labels": one + IGNORED,
                 "position_ids": one,
                 "row_ids": [[]],
+                ROLLOUTS: one[0].bool(),
                 "authors": one,
+                "logprobs": one.float(),
+                "behaviour_logprobs": one.float(),
                 "groups": one[0] - 1,
             }
         batch = self._collate([_columns(sample) for sample in samples])
@@ -178,6 +183,7 @@ class Trajectories:
             values = [getattr(sample.text, name) or [0.0] * len(sample.text.answer_ids) for sample in samples]
             rows = [_after_prompt(sample, row) for sample, row in zip(samples, values, strict=True)]
             batch[name] = _padded(rows, shape, 0.0)
+        batch[ROLLOUTS] = torch.tensor([sample.text.logprobs is not None for sample in samples])
         batch["groups"] = torch.tensor([sample.group for sample in samples])
         batch["teacher"] = [[sample.row.teacher or "main"] for sample in samples]
         batch["prompts"] = [sample.row.prompt_ids for sample in samples]
