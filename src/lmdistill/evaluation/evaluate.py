@@ -15,7 +15,8 @@ from lmdistill.errors import DataError
 from lmdistill.evaluation.efficiency import measure_efficiency
 from lmdistill.evaluation.fidelity import Subject, TokenScores, score_tokens
 from lmdistill.evaluation.generations import side_by_side
-from lmdistill.evaluation.results import Comparison, Evaluation, ModelScores, TextScores, TokenHeat
+from lmdistill.evaluation.responses import ResponseResults, check_responses, evaluate_responses
+from lmdistill.evaluation.results import Comparison, Evaluation, ModelScores, ResponseScores, TextScores, TokenHeat
 from lmdistill.evaluation.statistics import resampling
 from lmdistill.evaluation.summarise import Tally, compare, text_scores, token_bytes
 from lmdistill.progress import Progress
@@ -37,9 +38,12 @@ def evaluate(
 ) -> Evaluation:
     """Score all subjects on all texts, compare the student with the others, measure speed, and let them write.
 
-    The teacher, where there is one, must come first. Raises DataError for a text without a scored token.
+    The teacher, where there is one, must come first. Raises DataError for a text without a scored token, and what
+    `check_responses` raises before anything is scored.
     """
     started = time.monotonic()
+    if spec.responses is not None:
+        check_responses(spec.responses, texts)
     counts_V = None if training_counts_V is None else training_counts_V.numpy()
     bytes_V = token_bytes(tokenizer)
     by_model: list[dict[str, TextScores]] = [{} for _ in subjects]
@@ -53,14 +57,18 @@ def evaluate(
             found[name] = text_scores(tally, bytes_V, counts_V)
         comparisons += _comparisons(subjects, tallies, name)
         heat += _heat(subjects, scores, dataset, tokenizer, name, spec, len(texts))
-    models = _models(subjects, by_model, spec, progress)
+    written = ResponseResults([{} for _ in subjects])
+    if spec.responses is not None:
+        written = evaluate_responses(subjects, tokenizer, texts, spec, seed=seed, progress=progress)
+    models = _models(subjects, by_model, written.by_model, spec, progress)
     with progress.task("prompts", total=len(spec.prompts) * len(subjects), unit="answers") as task:
         generations = side_by_side(subjects, tokenizer, spec.prompts, spec.generation, seed, task.advance)
     return Evaluation(
         models=models,
-        comparisons=comparisons,
+        comparisons=comparisons + written.comparisons,
         heat=heat[: spec.heatmap_texts],
         generations=generations,
+        responses=written.shown,
         confidence=spec.confidence,
         bootstrap_samples=spec.bootstrap_samples,
         seconds=round(time.monotonic() - started, 3),
@@ -91,19 +99,27 @@ def _score(
 
 
 def _models(
-    subjects: Sequence[Subject], by_model: Sequence[dict[str, TextScores]], spec: EvaluationSpec, progress: Progress
+    subjects: Sequence[Subject],
+    by_model: Sequence[dict[str, TextScores]],
+    responses: Sequence[dict[str, ResponseScores]],
+    spec: EvaluationSpec,
+    progress: Progress,
 ) -> list[ModelScores]:
     models: list[ModelScores] = []
     measured = None
     with progress.task("speed and memory", total=len(subjects), unit="models") as task:
-        for subject, texts in zip(subjects, by_model, strict=True):
+        for subject, texts, answers in zip(subjects, by_model, responses, strict=True):
             # Student and baselines have one shape; measuring it once spares the report differences that are noise.
             efficiency = measured if subject.role in ("none", "sft") else None
             if efficiency is None and spec.speed is not None:
                 efficiency = measure_efficiency(subject.model, spec.speed)
             if subject.role == "student":
                 measured = efficiency
-            models.append(ModelScores(role=subject.role, label=subject.label, texts=texts, efficiency=efficiency))
+            models.append(
+                ModelScores(
+                    role=subject.role, label=subject.label, texts=texts, responses=answers, efficiency=efficiency
+                )
+            )
             task.advance()
     return models
 

@@ -78,13 +78,103 @@ class Efficiency(Record):
     dtype: str
 
 
+class LengthBucket(Record):
+    """ROUGE-L of the answers whose reference has a certain length."""
+
+    label: str
+    """Length of the reference in words."""
+    answers: int
+    rouge: Interval
+
+
+class ExposurePoint(Record):
+    """Exposure bias up to one length (`lmdistill.evaluation.exposure`)."""
+
+    length: int
+    """Steps of generation."""
+    answers: int
+    """Answers of the model that are that long."""
+    regret: float
+    """R(l): KL(teacher‖model) accumulated along the model's own prefixes, in nats."""
+    expected: float
+    """l eps(l): the same along the teacher's prefixes."""
+    excess: Interval
+    """ExAccErr(l) = (R(l) - l eps(l)) / (l eps(l)), in per cent."""
+
+
+class ResponseScores(Record):
+    """What one model writes by itself to the prompts of one held-out text; intervals are over prompts.
+
+    Of the teacher, the columns that compare with the teacher say what two independent answers of its own come to: the
+    ceiling of ROUGE-L, the floor of coverage and likelihood.
+    """
+
+    prompts: int
+    answers: int
+    tokens: int
+    """Tokens of all answers, end tokens included."""
+    rouge_teacher: Interval | None
+    """ROUGE-L (F1) against the nearest of the teacher's answers; absent where there is no teacher."""
+    rouge_reference: Interval | None
+    """ROUGE-L (F1) against the data set's own continuation; absent where it has none."""
+    by_teacher_length: list[LengthBucket] = []
+    """`rouge_teacher` by the length of the teacher's first answer; lengths of fewer than five prompts are left out."""
+    by_reference_length: list[LengthBucket] = []
+    """`rouge_reference` by the length of the data set's answer, likewise."""
+    length: Interval
+    """Mean number of tokens without the end token."""
+    unfinished: Interval
+    """Share of answers that the length limit cut."""
+    repetition: Interval
+    """Share of an answer's 4-grams of tokens that stood in it before (seq-rep-4, Welleck et al., 1908.04319)."""
+    distinct: dict[str, float]
+    """Different n-grams of tokens by n-grams written, over all answers ("1", "2", "4"). It falls as more is written.
+    Without an interval, because resampling repeats texts."""
+    own_nll: Interval
+    """Minus its own log-probability of what it wrote, nats a token: an estimate of its entropy."""
+    coverage: Interval | None
+    """Minus its log-probability of what the teacher wrote, nats a token (coverage loss, f-DISTILL 2307.15190)."""
+    likelihood: Interval | None
+    """Minus the teacher's log-probability of what it wrote, nats a token (likelihood loss, ibidem)."""
+    forward_kl_own: Interval | None = None
+    """KL(teacher‖model) a token where the model wrote the prefix."""
+    forward_kl_teacher: Interval | None = None
+    """KL(teacher‖model) a token where the teacher wrote the prefix."""
+    reverse_kl_own: Interval | None = None
+    """KL(model‖teacher) a token where the model wrote the prefix: what on-policy reverse KL minimises."""
+    excess_error: Interval | None = None
+    """ExAccErr in per cent at `excess_length`, the longest length that all models reach."""
+    excess_length: int | None = None
+    exposure: list[ExposurePoint] = []
+
+
 class ModelScores(Record):
     """Everything measured of one model."""
 
     role: Role
     label: str
     texts: dict[str, TextScores]
+    responses: dict[str, ResponseScores] = {}
+    """By held-out text; empty where the recipe did not ask for answers."""
     efficiency: Efficiency | None = None
+
+
+TextMetric = Literal["agreement", "forward_kl", "reverse_kl", "log_perplexity", "calibration_error"]
+ResponseMetric = Literal[
+    "rouge_teacher",
+    "rouge_reference",
+    "coverage",
+    "likelihood",
+    "forward_kl_own",
+    "forward_kl_teacher",
+    "reverse_kl_own",
+    "excess_error",
+    "own_nll",
+    "length",
+    "unfinished",
+    "repetition",
+]
+"""Fields of `ResponseScores` that are compared."""
 
 
 class Comparison(Record):
@@ -92,10 +182,10 @@ class Comparison(Record):
 
     other: Role
     text: str
-    metric: Literal["agreement", "forward_kl", "reverse_kl", "log_perplexity", "calibration_error"]
+    metric: TextMetric | ResponseMetric
     difference: Interval
-    better: Literal["student", "other", "undecided"]
-    """Undecided where the interval contains 0."""
+    better: Literal["student", "other", "undecided", "neither"]
+    """Undecided where the interval contains 0; neither where the measure has no better side, as the length has none."""
 
 
 class TokenHeat(Record):
@@ -115,6 +205,10 @@ class Generation(Record):
 
     prompt: str
     answers: dict[Role, str]
+    text: str | None = None
+    """The held-out text of the prompt; absent where the recipe gave it."""
+    reference: str | None = None
+    """The data set's own continuation, where there is one."""
 
 
 class Evaluation(Record):
@@ -124,6 +218,8 @@ class Evaluation(Record):
     comparisons: list[Comparison]
     heat: list[TokenHeat]
     generations: list[Generation]
+    responses: list[Generation] = []
+    """Some of the answers to held-out prompts."""
     confidence: float
     bootstrap_samples: int
     seconds: float

@@ -5,15 +5,23 @@ Shape legend: S sequences, M calibration bins, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from lmdistill.evaluation.fidelity import TokenScores
-from lmdistill.evaluation.results import CalibrationBin, Comparison, FrequencyBand, Interval, Role, TextScores
+from lmdistill.evaluation.results import (
+    CalibrationBin,
+    Comparison,
+    FrequencyBand,
+    Interval,
+    Role,
+    TextMetric,
+    TextScores,
+)
 from lmdistill.evaluation.statistics import Floats, Resampling, verdict
 
 BANDS: tuple[tuple[str, int, float], ...] = (
@@ -25,8 +33,7 @@ BANDS: tuple[tuple[str, int, float], ...] = (
 )
 """How often the target token occurs in the training text."""
 
-Metric = Literal["agreement", "forward_kl", "reverse_kl", "log_perplexity", "calibration_error"]
-_LOWER_IS_BETTER: dict[Metric, bool] = {
+_LOWER_IS_BETTER: dict[TextMetric, bool] = {
     "agreement": False,
     "forward_kl": True,
     "reverse_kl": True,
@@ -105,13 +112,29 @@ def text_scores(tally: Tally, token_bytes_V: NDArray[np.int64], counts_V: NDArra
     )
 
 
-def compare(student: Tally, other: Tally, role: Role, text: str) -> list[Comparison]:
-    """Paired differences, student minus other, on the same resamplings."""
+class Resampled(Protocol):
+    """One model on one text, with the bootstrap's values of its measures."""
+
+    draws: Resampling
+    values: dict[str, Floats]
+
+
+def compare(
+    student: Resampled,
+    other: Resampled,
+    role: Role,
+    text: str,
+    lower_is_better: Mapping[Any, bool | None] = _LOWER_IS_BETTER,
+) -> list[Comparison]:
+    """Paired differences, student minus other, on the same resamplings.
+
+    `lower_is_better` names the measures, `TextMetric` or `ResponseMetric`; None: neither side is better.
+    """
     made = []
-    for metric, lower in _LOWER_IS_BETTER.items():
+    for metric, lower in lower_is_better.items():
         if metric in student.values and metric in other.values:
             difference = student.draws.interval(student.values[metric] - other.values[metric])
-            better: Any = verdict(difference, lower)
+            better: Any = "neither" if lower is None else verdict(difference, lower)
             made.append(Comparison(other=role, text=text, metric=metric, difference=difference, better=better))
     return made
 
