@@ -107,22 +107,16 @@ class PolicyRule:
     def costs(self, log_q_n: Tensor, rows_n4: Tensor) -> tuple[Tensor, Tensor]:
         """The cost of each token and its derivative with respect to log q(y), both (n,)."""
         advantage_n, old_n, importance_n, reference_n = rows_n4.unbind(-1)
-        strength_n = -advantage_n * importance_n
         ratio_n, ratio_slope_n = torch.ones_like(log_q_n), torch.ones_like(log_q_n)
         if not self.on_policy:
             ratio_n, ratio_slope_n = _bounded_exp(log_q_n - old_n)
+        strength_n = -advantage_n * importance_n
         if self.clip == "truncate":
             slope_n = strength_n * ratio_n.clamp_max(self.high)
             cost_n = slope_n * log_q_n
         else:
-            cost_n, slope_n = strength_n * ratio_n, strength_n * ratio_slope_n
-        if self.clip in ("ratio", "product"):
-            clipped_n = strength_n * ratio_n.clamp(self.low, self.high)
-            if self.clip == "product":
-                clipped_n = -advantage_n * (importance_n * ratio_n).clamp(self.low, self.high)
-            # Where the clipped cost is the larger one it is constant: the ratio lies beyond its bounds.
-            slope_n = torch.where(clipped_n > cost_n, 0.0, slope_n)
-            cost_n = torch.maximum(cost_n, clipped_n)
+            cost_n, slope_n = self._clipped(-advantage_n, importance_n, ratio_n)
+            slope_n = slope_n * ratio_slope_n
         if self.reference_weight:
             difference_n = reference_n - log_q_n
             ratio_n, ratio_slope_n = _bounded_exp(difference_n)
@@ -131,6 +125,21 @@ class PolicyRule:
             moves_n = (bounded_n == difference_n).to(log_q_n.dtype)
             slope_n = slope_n + self.reference_weight * (moves_n - ratio_slope_n)
         return cost_n, slope_n
+
+    def _clipped(self, sign_n: Tensor, importance_n: Tensor, ratio_n: Tensor) -> tuple[Tensor, Tensor]:
+        """max(plain, clipped) and its derivative by the ratio; `sign_n` is -A."""
+        inner_n, outer_n = ratio_n, sign_n * importance_n
+        inner_slope_n = torch.ones_like(ratio_n)
+        if self.clip == "product":
+            inner_n, outer_n, inner_slope_n = importance_n * ratio_n, sign_n, importance_n
+        plain_n = outer_n * inner_n
+        if self.clip == "none":
+            return plain_n, outer_n * inner_slope_n
+        bounded_n = inner_n.clamp(self.low, self.high)
+        clipped_n = outer_n * bounded_n
+        # Where the clipped side wins beyond a bound the cost is constant. Not where it wins by a rounding inside.
+        constant_n = (bounded_n != inner_n) & (clipped_n > plain_n)
+        return torch.maximum(plain_n, clipped_n), torch.where(constant_n, 0.0, outer_n * inner_slope_n)
 
 
 def _bounded_exp(log_ratio_n: Tensor) -> tuple[Tensor, Tensor]:
