@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 
 from lmdistill.data import first_documents
 from lmdistill.errors import LmdistillError, ModelError, RecipeError, TokenizerMismatch
+from lmdistill.evaluation.responses import check_responses
 from lmdistill.io import free_bytes
 from lmdistill.models import (
     bfloat16_speedup,
@@ -126,6 +127,7 @@ class _Doctor:
             self._training,
             self._data,
             self._signals,
+            self._responses,
             self._precision,
             self._licence,
             self._memory,
@@ -263,6 +265,12 @@ class _Doctor:
             check_source(manifest.sources, source_of(self.recipe, self.teacher_tokenizer), folder)
         rows = sum(shard.rows for shard in manifest.shards)
         self.say("signals", "ok", f"{spec.kind}: {rows} rows are in {folder}")
+
+    def _responses(self) -> None:
+        spec = self.recipe.evaluation.responses
+        if spec is not None:
+            check_responses(spec, self.recipe.data.evaluation)
+            self.say("responses", "ok", f"up to {spec.prompts} prompts of each held-out text will be answered")
 
     def _precision(self) -> None:
         device = pick_device(self.recipe.machine.device)
