@@ -118,6 +118,18 @@ _MEASURES = (
 )
 
 
+_WRITTEN = (
+    ("ROUGE-L to teacher", "rouge_teacher", False, True),
+    ("to the data", "rouge_reference", False, False),
+    ("coverage", "coverage", False, True),
+    ("likelihood", "likelihood", False, True),
+    ("excess error %", "excess_error", False, True),  # it is in per cent already
+    ("tokens", "length", False, False),
+    ("cut %", "unfinished", True, False),
+)
+"""The same of what models wrote."""
+
+
 def scores(evaluation: Evaluation, columns: int) -> RenderableType:
     """One table for each held-out text, a row for each model; the interval stands under the value.
 
@@ -128,6 +140,9 @@ def scores(evaluation: Evaluation, columns: int) -> RenderableType:
     for name in names:
         models = [model for model in evaluation.models if name in model.texts]
         parts += [_scores_of(name, models, columns), ""]
+    for name in dict.fromkeys(name for model in evaluation.models for name in model.responses):
+        models = [model for model in evaluation.models if name in model.responses]
+        parts += [_written(name, models, columns), ""]
     sizes = _table()
     for title in ("model", "parameters", "saved", "prefill/s", "decode/s", "peak memory"):
         sizes.add_column(title, justify="left" if title == "model" else "right")
@@ -157,6 +172,26 @@ def _scores_of(name: str, models: list[ModelScores], columns: int) -> Table:
         table.add_column(label, justify="right", overflow="fold")
     for model in models:
         found = model.texts[name]
+        cells = [_interval(getattr(found, key), percent) for _, key, percent, _ in measures]
+        table.add_row(clean(model.label), *cells)
+    return table
+
+
+def _written(name: str, models: list[ModelScores], columns: int) -> Table:
+    """What the models wrote to the prompts of one text."""
+    first = models[0].responses[name]
+    counts = f"  {first.answers:,} answers to {first.prompts:,} prompts"
+    table = _table(title=Text.assemble((clean(name), "bold"), (counts, "dim")), title_justify="left")
+    table.add_column("model")
+    measures = [
+        measure
+        for measure in _WRITTEN
+        if (measure[3] or columns >= 100) and any(getattr(model.responses[name], measure[1]) for model in models)
+    ]
+    for label, *_ in measures:
+        table.add_column(label, justify="right", overflow="fold")
+    for model in models:
+        found = model.responses[name]
         cells = [_interval(getattr(found, key), percent) for _, key, percent, _ in measures]
         table.add_row(clean(model.label), *cells)
     return table

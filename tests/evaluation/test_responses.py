@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lmdistill.data import build_dataset, load_documents
 from lmdistill.data.prompts import prompt_rows
+from lmdistill.doctor import examine
 from lmdistill.errors import DataError, MissingExtra
 from lmdistill.evaluation import Evaluation, Subject, evaluate
 from lmdistill.evaluation.answers import end_tokens, held_out_prompts, write_answers
@@ -24,8 +25,19 @@ from lmdistill.evaluation.narrowed import narrowed
 from lmdistill.evaluation.results import ModelScores
 from lmdistill.evaluation.rouge import RougeL
 from lmdistill.models import load_tokenizer
+from lmdistill.pipeline import run_recipe
 from lmdistill.progress import Progress
-from lmdistill.recipe import DataSpec, EvaluationSpec, GenerationSpec, ModelSpec, ResponsesSpec, SourceSpec
+from lmdistill.recipe import (
+    DataSpec,
+    EvaluationSpec,
+    GenerationSpec,
+    ModelSpec,
+    Recipe,
+    ResponsesSpec,
+    SourceSpec,
+    load_recipe,
+)
+from small import small_overrides
 
 PROMPTS, NEW = 7, 10
 RESPONSES = ResponsesSpec(prompts=PROMPTS, prompt_tokens=5, max_new_tokens=NEW, samples=2, references=2, batch_size=3)
@@ -333,3 +345,34 @@ def test_results_survive_their_file_and_older_files_are_read(found: Evaluation) 
     read = Evaluation.model_validate(old)
     assert read.responses == []
     assert all(isinstance(model, ModelScores) and model.responses == {} for model in read.models)
+
+
+def small_recipe(tiny: Path, text: Path, folder: Path, *overrides: str) -> Recipe:
+    responses = "{prompts: 6, prompt_tokens: 4, max_new_tokens: 8, batch_size: 6}"
+    recipe = Path(__file__).parents[2] / "recipes" / "forward_kl.yaml"
+    words = [*small_overrides(recipe, tiny, text), f"runs={folder}", "name=run", f"evaluation.responses={responses}"]
+    return load_recipe(recipe, [*words, *overrides])
+
+
+def test_a_recipe_asks_for_answers(tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    result = run_recipe(small_recipe(tiny_llama_folder, text_file, tmp_path, "student.vocabulary={minimum_count: 1}"))
+    found = Evaluation.model_validate_json((result.folder / "evaluation.json").read_text(encoding="utf-8"))
+    for role in ("teacher", "student", "none", "sft"):
+        model = found.scores(role)  # type: ignore[arg-type]
+        assert model is not None
+        assert model.responses["held"].prompts == 6
+    assert "Its own answers to 6 prompts of held" in result.summary
+    assert '<section id="answers">' in result.report.read_text(encoding="utf-8")
+
+
+def test_doctor_looks_before_training(
+    tiny_llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(tiny_llama_folder, text_file, tmp_path, "evaluation.responses.texts=[other]")
+    findings = {finding.check: finding for finding in examine(recipe).findings}
+    assert findings["responses"].severity == "error"
+    assert "no held-out set is called 'other'; there are: held" in findings["responses"].message
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    recipe = small_recipe(tiny_llama_folder, text_file, tmp_path)
+    findings = {finding.check: finding for finding in examine(recipe).findings}
+    assert "lmdistill[eval]" in findings["responses"].message

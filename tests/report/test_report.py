@@ -17,10 +17,13 @@ from lmdistill.evaluation.results import (
     Comparison,
     Efficiency,
     Evaluation,
+    ExposurePoint,
     FrequencyBand,
     Generation,
     Interval,
+    LengthBucket,
     ModelScores,
+    ResponseScores,
     TextScores,
     TokenHeat,
 )
@@ -51,7 +54,40 @@ def scores(quality: float, teacher: bool = False) -> TextScores:
     )
 
 
-def evaluation(student: float = 0.8, sft: float = 0.6, extra: str = "") -> Evaluation:
+def written(quality: float, teacher: bool = False) -> ResponseScores:
+    lengths = (1, 8, 16, 32, 64)
+    return ResponseScores(
+        prompts=50,
+        answers=100,
+        tokens=6400,
+        rouge_teacher=interval(0.3 * quality),
+        rouge_reference=interval(0.2 * quality),
+        by_teacher_length=[
+            LengthBucket(label=label, answers=30, rouge=interval(share * quality))
+            for label, share in (("6-10", 0.3), ("11-30", 0.25), ("31-100", 0.2))
+        ],
+        length=interval(50 * quality),
+        unfinished=interval(0.2),
+        repetition=interval(0.1 / quality),
+        distinct={"1": 0.3, "2": 0.7, "4": 0.9},
+        own_nll=interval(2.0),
+        coverage=interval(3 / quality),
+        likelihood=interval(4 / quality),
+        forward_kl_own=None if teacher else interval(1.5 / quality),
+        forward_kl_teacher=None if teacher else interval(1 / quality),
+        reverse_kl_own=None if teacher else interval(1.2 / quality),
+        excess_error=None if teacher else interval(20 / quality),
+        excess_length=None if teacher else 64,
+        exposure=[]
+        if teacher
+        else [
+            ExposurePoint(length=n, answers=100 - n, regret=1.2 * n, expected=1.0 * n, excess=interval(n / 3 / quality))
+            for n in lengths
+        ],
+    )
+
+
+def evaluation(student: float = 0.8, sft: float = 0.6, extra: str = "", answers: bool = True) -> Evaluation:
     """Invented scores: a fixture, not a measurement."""
     speed = Efficiency(
         parameters=70_000_000,
@@ -68,9 +104,21 @@ def evaluation(student: float = 0.8, sft: float = 0.6, extra: str = "") -> Evalu
         Comparison(other="sft", text="boolq", metric=metric, difference=interval(0.1), better=better)  # type: ignore[arg-type]
         for metric in ("agreement", "forward_kl", "log_perplexity")
     ]
+    comparisons += [
+        Comparison(other="sft", text="boolq", metric="rouge_teacher", difference=interval(0.1), better=better),  # type: ignore[arg-type]
+        Comparison(other="sft", text="boolq", metric="length", difference=interval(-7.0), better="neither"),
+        Comparison(other="teacher", text="boolq", metric="coverage", difference=interval(-7.7), better="other"),
+    ]
     return Evaluation(
         models=[
-            ModelScores(role=r, label=r, texts={"boolq": scores(q, r == "teacher")}, efficiency=speed) for r, q in roles
+            ModelScores(
+                role=r,
+                label=r,
+                texts={"boolq": scores(q, r == "teacher")},
+                responses={"boolq": written(q, r == "teacher")} if answers else {},
+                efficiency=speed,
+            )
+            for r, q in roles
         ],
         comparisons=comparisons,
         heat=[
@@ -83,13 +131,23 @@ def evaluation(student: float = 0.8, sft: float = 0.6, extra: str = "") -> Evalu
             )
         ],
         generations=[Generation(prompt="Hello" + extra, answers={"teacher": "world" + extra, "student": "word"})],
+        responses=[
+            Generation(
+                prompt="<|im_start|>user\nA question" + extra,
+                answers={"teacher": "An answer." + extra, "student": "Another one.\n" * 3 + extra, "sft": ""},
+                text="boolq",
+                reference="The right one" + extra,
+            )
+        ]
+        if answers
+        else [],
         confidence=0.95,
         bootstrap_samples=1000,
         seconds=3.0,
     )
 
 
-def run_folder(path: Path, extra: str = "", **quality: float) -> Path:
+def run_folder(path: Path, extra: str = "", **quality: Any) -> Path:
     path.mkdir(parents=True)
     write_text(path / "recipe.yaml", f"name: fixture\nteacher:\n  model: '{extra}'\ndata:\n  train: []\n")
     write_json(path / "evaluation.json", evaluation(extra=extra, **quality).model_dump(mode="json"))
@@ -144,6 +202,8 @@ def test_every_part_is_there_and_nothing_is_loaded(tmp_path: Path) -> None:
 def test_the_summary_says_when_the_student_wins_and_when_it_loses(tmp_path: Path) -> None:
     won = summary_sentence(run_folder(tmp_path / "won"))
     assert "better in agreement, divergence and perplexity on boolq" in won
+    assert "to 50 prompts of boolq have a ROUGE-L of 0.240 to the teacher's (the teacher itself 0.300, " in won
+    assert "along them its error is 25 % above that along the teacher's text, over 64 tokens." in won
     assert "48.0 %" in won
     lost = summary_sentence(run_folder(tmp_path / "lost", student=0.5, sft=0.7))
     assert "worse in agreement, divergence and perplexity on boolq" in lost
@@ -167,9 +227,26 @@ def test_runs_are_compared_and_the_card_has_the_figures(tmp_path: Path) -> None:
     runs = [run_folder(tmp_path / name) for name in ("one", "two")]
     page = compare_runs(runs, tmp_path / "compare.html").read_text(encoding="utf-8")
     assert page.count("48.00%") == 2
+    assert page.count("<td>0.2400<small>0.2160 to 0.2640</small>") == 2
+    assert page.count("<td>+25.0 %<small>+22.5 % to +27.5 %</small>") == 2
     card = student_card(runs[0])
     assert card.startswith("---\nlibrary_name: transformers")
     assert "| student | 37.50 (33.75 to 41.25)" in card
+
+
+def test_what_models_wrote_has_a_section_of_its_own(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path / "run")).read_text(encoding="utf-8")
+    section = page.partition('<section id="answers">')[2].partition("</section>")[0]
+    for text in ("50 prompts of boolq", "ROUGE-L to the teacher&#39;s answers", "up to 64 tokens", "30.0%, 90.0%",
+                 "Another one.", "The right one", "nothing: it ended at once"):  # fmt: skip
+        assert text in section, text
+    assert section.count('class="best"') == 8  # one for each measure that has a better side
+    # what has no better side is said so, and differences from the teacher are not listed
+    assert '<td>-7.0<small>-6.3 to -7.7</small></td><td class="undecided">–</td>' in section
+    assert "-7.7000" not in section
+    without = write_report(run_folder(tmp_path / "old", answers=False)).read_text(encoding="utf-8")
+    assert 'id="answers"' not in without
+    assert "#answers" not in without
 
 
 def test_hostile_text_is_shown_escaped(tmp_path: Path) -> None:
@@ -215,7 +292,10 @@ def test_the_page_works_in_a_real_browser(tmp_path: Path, browser: Any, width: i
     assert page.evaluate("window.owned") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.locator(".chart .main-svg").count()
-    assert drawn >= 5
+    assert drawn >= 7
+    assert page.locator("#chart-exposure .main-svg").count() > 0
+    assert page.locator("#answers .answer").count() == 4
+    assert HOSTILE[:60] in page.locator("#answers .answer").first.inner_text()
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     page.locator("[data-tip]").nth(2).click()

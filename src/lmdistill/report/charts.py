@@ -9,6 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from lmdistill.report.responses import answered_texts
 from lmdistill.report.run_data import RunData, steps_of
 
 _NAMES = ("teacher", "student", "none", "sft", "extra", "soft")
@@ -21,6 +22,7 @@ LABELS = {
     "none": "student before training",
     "sft": "fine-tuned without the teacher",
 }
+_DASHES = ("solid", "dash", "dashdot", "longdash")
 _SERIES = tuple(PLACEHOLDERS[name] for name in ("student", "none", "extra", "teacher"))
 
 
@@ -33,6 +35,8 @@ def all_charts(run: RunData) -> dict[str, dict[str, Any]]:
         "heldout": heldout_curves,
         "frequency": by_frequency,
         "reliability": reliability,
+        "exposure": exposure,
+        "rouge": rouge_by_length,
         "layers": layer_importance,
         "cost": cost,
     }
@@ -161,6 +165,70 @@ def reliability(run: RunData) -> go.Figure | None:
         x=[0, 1], y=[0, 1], mode="lines", name="perfect", line={"color": PLACEHOLDERS["soft"], "dash": "dot"}
     )
     return _laid_out(figure, f"confidence in the top choice ({run.texts[0]})", "share that is right")
+
+
+def exposure(run: RunData) -> go.Figure | None:
+    """Excess error against the length of what was written; each text has a line style of its own."""
+    figure = go.Figure()
+    for model in run.evaluation.models if run.evaluation else ():
+        for number, (text, scores) in enumerate(model.responses.items()):
+            if not scores.exposure:
+                continue
+            colour, group = COLOURS[model.role], f"{model.role}-{text}"
+            lengths = [point.length for point in scores.exposure]
+            band = [point.excess.high for point in scores.exposure], [point.excess.low for point in scores.exposure]
+            # Plotly cannot make a theme's colour transparent: the interval is drawn as thin lines at its borders.
+            for border in band:
+                figure.add_scatter(
+                    x=lengths,
+                    y=border,
+                    mode="lines",
+                    line={"color": colour, "width": 1, "dash": "dot"},
+                    opacity=0.5,
+                    legendgroup=group,
+                    showlegend=False,
+                    hoverinfo="skip",
+                )
+            figure.add_scatter(
+                x=lengths,
+                y=[point.excess.value for point in scores.exposure],
+                mode="lines",
+                name=LABELS[model.role] + (f", {text}" if len(model.responses) > 1 else ""),
+                legendgroup=group,
+                line={"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]},
+                customdata=[point.answers for point in scores.exposure],
+                hovertemplate="%{y:+.1f} % at %{x} tokens<br>%{customdata} answers<extra></extra>",
+            )
+    if not figure.data:
+        return None
+    return _laid_out(figure, "tokens written", "excess error, %")
+
+
+def rouge_by_length(run: RunData) -> go.Figure | None:
+    """ROUGE-L to the teacher's answers by how long these are, on the first text."""
+    figure = go.Figure()
+    texts = answered_texts(run)
+    for model in run.evaluation.models if run.evaluation and texts else ():
+        buckets = model.responses[texts[0]].by_teacher_length
+        if buckets:
+            figure.add_bar(
+                x=[f"{bucket.label}<br>({bucket.answers:,})" for bucket in buckets],
+                y=[bucket.rouge.value for bucket in buckets],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [bucket.rouge.high - bucket.rouge.value for bucket in buckets],
+                    "arrayminus": [bucket.rouge.value - bucket.rouge.low for bucket in buckets],
+                    "color": PLACEHOLDERS["soft"],
+                    "thickness": 1.5,
+                },
+                name=LABELS[model.role],
+                marker={"color": COLOURS[model.role]},
+                hovertemplate="%{y:.3f}<extra></extra>",
+            )
+    if not figure.data:
+        return None
+    return _laid_out(figure, f"words of the teacher's answer ({texts[0]})", "ROUGE-L to the teacher's")
 
 
 def layer_importance(run: RunData) -> go.Figure | None:

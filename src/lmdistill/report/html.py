@@ -16,6 +16,8 @@ from plotly.offline import get_plotlyjs
 from lmdistill.evaluation.results import Interval, TokenHeat
 from lmdistill.io import write_text
 from lmdistill.report.charts import LABELS, PLACEHOLDERS, all_charts
+from lmdistill.report.responses import answered_texts, response_differences, response_table
+from lmdistill.report.responses import shown as shown_interval
 from lmdistill.report.run_data import RunData, read_run
 from lmdistill.report.sentences import summary_of
 
@@ -35,6 +37,7 @@ _DIFFERENCES = {
     "log_perplexity": ("log perplexity", "{:+.4f}"),
     "calibration_error": ("calibration error", "{:+.4f}"),
 }
+"""What is compared on given text; what models wrote has a section of its own."""
 HEAT_LEVELS = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Borders of the heat map's colours, in nats."""
 
@@ -68,6 +71,8 @@ def page_of(run: RunData) -> str:
         tables=[_table(run, text) for text in run.texts],
         efficiency=_efficiency(run),
         differences=_differences(run),
+        responses=[response_table(run, text) for text in answered_texts(run)],
+        response_differences=response_differences(run),
         heat=[_heat(found) for found in (run.evaluation.heat if run.evaluation else ())],
         heat_levels=HEAT_LEVELS,
         charts=charts,
@@ -127,12 +132,7 @@ def _number(value: float) -> str:
 
 
 def _shown(interval: Interval | None, form: str) -> dict[str, str] | None:
-    if interval is None:
-        return None
-    return {
-        "value": form.format(interval.value),
-        "range": f"{form.format(interval.low)} to {form.format(interval.high)}",
-    }
+    return None if interval is None else shown_interval(interval, form)
 
 
 def _tiles(run: RunData) -> list[dict[str, str]]:
@@ -198,7 +198,7 @@ def _differences(run: RunData) -> list[dict[str, Any]]:
     """Paired differences by other model and text."""
     found = []
     for comparison in run.evaluation.comparisons if run.evaluation else ():
-        if comparison.other == "teacher":
+        if comparison.other == "teacher" or comparison.metric not in _DIFFERENCES:
             continue
         label, form = _DIFFERENCES[comparison.metric]
         found.append(
@@ -253,6 +253,7 @@ def _comparison_rows(run: RunData) -> list[dict[str, Any]]:
         return []
     rows = []
     for text, scores in student.texts.items():
+        written = student.responses.get(text)
         rows.append(
             {
                 "run": run.name,
@@ -264,6 +265,8 @@ def _comparison_rows(run: RunData) -> list[dict[str, Any]]:
                 "agreement": _shown(scores.agreement, "{:.2%}"),
                 "forward_kl": _shown(scores.forward_kl, "{:.4f}"),
                 "calibration_error": _shown(scores.calibration_error, "{:.4f}"),
+                "rouge_teacher": _shown(written.rouge_teacher, "{:.4f}") if written else None,
+                "excess_error": _shown(written.excess_error, "{:+.1f} %") if written else None,
             }
         )
     return rows

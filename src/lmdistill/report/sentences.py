@@ -42,7 +42,7 @@ def summary_of(run: RunData) -> str:
         parts.append(f"and writes {ratio:.1f} times as fast")
     minutes = _training_minutes(run)
     ending = f", after {minutes:.1f} minutes of training." if minutes else "."
-    return " ".join(parts) + ending + _against_sft(run)
+    return " ".join(parts) + ending + _against_sft(run) + _written(run)
 
 
 def percent(interval: Interval) -> str:
@@ -64,6 +64,34 @@ def _against_sft(run: RunData) -> str:
     if not words:
         return ""
     return " Against the same student fine-tuned for as many steps without the teacher it is " + "; ".join(words) + "."
+
+
+def _written(run: RunData) -> str:
+    """How like the teacher's the student's own answers are, on the first text that was answered."""
+    student = run.model("student")
+    if student is None or not student.responses:
+        return ""
+    text, scores = next(iter(student.responses.items()))
+    if scores.rouge_teacher is None:
+        return ""
+    others = [
+        f"{label} {found.value:.3f}"
+        for label, model in (
+            ("the teacher itself", run.model("teacher")),
+            ("before training", run.model("none")),
+            ("fine-tuned without it", run.model("sft")),
+        )
+        if model is not None and text in model.responses and (found := model.responses[text].rouge_teacher) is not None
+    ]
+    said = f" Its own answers to {scores.prompts} prompts of {text} have a ROUGE-L of {scores.rouge_teacher.value:.3f} "
+    said += f"to the teacher's ({', '.join(others)})"
+    if scores.excess_error is None:
+        return said + "."
+    share, above = abs(scores.excess_error.value), scores.excess_error.value >= 0
+    return (
+        f"{said}; along them its error is {share:.0f} % {'above' if above else 'below'} that along the teacher's text, "
+        f"over {scores.excess_length} tokens."
+    )
 
 
 def _grouped(texts_of: dict[str, list[str]], count: int) -> str:
