@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import KINDS, NAMES
 
-from lmdistill.objectives import LossParts, distillation_loss, find_divergence
+from lmdistill.objectives import LossParts, PolicyTerm, distillation_loss, find_divergence, token_logprobs
 from lmdistill.objectives.rows import COMPILE_FROM, compiler_works
 from lmdistill.signals import HiddenSignal, SampledSignal, TopKSignal
 
@@ -112,3 +112,71 @@ def test_batches_of_any_size_compile_once(tensors: tuple[torch.Tensor, ...]) -> 
         distillation_loss(hidden[:tokens], head, signal, "total_variation")
         made.append(counters["unique_graphs"])
     assert made[0] == made[-1]
+
+
+def policy_of(tensors: tuple[torch.Tensor, ...], clip: Any, reference_weight: float) -> PolicyTerm:
+    hidden, head, *_ = tensors
+    now_N = (hidden @ head.T).log_softmax(-1).gather(1, LABELS["labels_N"][:, None])[:, 0]  # type: ignore[index]
+    spread_N = torch.linspace(-1, 1, TOKENS)
+    return PolicyTerm(
+        spread_N.flip(0),
+        now_N + spread_N,
+        1 + 0.3 * spread_N,
+        clip=clip,
+        reference_logprobs_N=now_N - 0.2,
+        reference_weight=reference_weight,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["hidden", "top_k", "none"])
+@pytest.mark.parametrize(("clip", "reference_weight"), [("ratio", 0.1), ("product", 0.0), ("truncate", 0.0)])
+def test_policy_terms(
+    tensors: tuple[torch.Tensor, ...], name: str, clip: str, reference_weight: float, dtype: torch.dtype
+) -> None:
+    signal = None if name == "none" else signal_of(tensors, name)
+    policy = policy_of(tensors, clip, reference_weight)
+    runs = both(tensors, signal, "reverse_kl", dtype, policy=policy, **LABELS)
+    assert_twins(runs, rtol=1e-3 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["skew_forward_kl", "skew_reverse_kl_detached", "taid"])
+def test_settings_by_token(tensors: tuple[torch.Tensor, ...], kind: str) -> None:
+    assert_twins(both(tensors, signal_of(tensors, "hidden"), kind, setting_N=torch.linspace(0.05, 0.9, TOKENS)))
+
+
+@pytest.mark.slow
+def test_numbers_that_change_compile_nothing_anew(tensors: tuple[torch.Tensor, ...]) -> None:
+    """Settings by token, advantages and weights differ at every step."""
+    hidden, head, teacher, teacher_head = tensors
+    counters = torch._dynamo.utils.counters["stats"]
+    made = []
+    definition = find_divergence("skew_forward_kl", alpha=0.2)
+    for step in range(3):
+        policy = PolicyTerm(torch.full((TOKENS,), float(step)), torch.full((TOKENS,), -3.0 - step), weight=0.5 + step)
+        distillation_loss(
+            hidden,
+            head,
+            HiddenSignal(teacher, teacher_head),
+            definition,
+            labels_N=torch.arange(TOKENS),
+            setting_N=torch.full((TOKENS,), 0.1 + 0.2 * step),
+            policy=policy,
+            divergence_weight=1.0 + step,
+        )
+        made.append(counters["unique_graphs"])
+    assert made[0] == made[-1]
+
+
+@pytest.mark.slow
+def test_token_logprobs(tensors: tuple[torch.Tensor, ...]) -> None:
+    found = []
+    for compiled in (False, True):
+        hidden, head = (x.clone().requires_grad_() for x in tensors[:2])
+        ids = torch.arange(TOKENS) * 400
+        logprobs = token_logprobs(hidden, head, ids, softcap=15.0, temperature=0.8, compiled=compiled)
+        found.append((logprobs, *torch.autograd.grad(logprobs.square().sum(), (hidden, head))))
+    for slow, fast in zip(*found, strict=True):
+        assert (fast - slow).norm() <= 1e-4 * slow.norm()
