@@ -1,14 +1,14 @@
 """Dual-space distillation with cross-model attention: each model's states seen through the other's head.
 
-DSKD (2406.17328): learnt projections carry the teacher's hidden states into the student's space, where the student's head
-reads them, and the student's into the teacher's space. Where vocabularies differ, an attention between the two sequences,
-from the embeddings of each place's token and the next, says which states belong together: no alignment is needed. The
-projections are trained beside the student and are no part of it. Depends on torch alone.
+DSKD (2406.17328): learnt projections carry the teacher's hidden states into the student's space, where the student's
+head reads them, and the student's into the teacher's space. Where vocabularies differ, an attention between the two
+sequences, from the embeddings of each place's token and the next, says which states belong together: no alignment is
+needed. The projections are trained beside the student and are no part of it. Depends on torch alone.
 
     loss = CE(t2s, text) + KD(student‖t2s, where t2s is right) + KD(s2t‖teacher)
 
-all sums over tokens / num_items. Embeddings and both heads get no gradient from the projected states; the student's head
-gets one from the middle term.
+all sums over tokens / num_items. Embeddings and both heads get no gradient from the projected states; the student's
+head gets one from the middle term.
 
 Shape legend: N student tokens, M teacher tokens, n, m trained ones of one sequence or of all, V student's vocabulary,
 U teacher's, H student hidden, K teacher hidden.
