@@ -82,3 +82,7 @@ class ServerLost(LmdistillError, ConnectionError):
     """A server did not answer after all retries; what was done is kept, and the same command goes on from there."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class ServerLost(Interrupted):
+    """A server that writes text went away and did not come back; nothing is lost, and the same command resumes."""
