@@ -78,11 +78,5 @@ class Interrupted(LmdistillError, RuntimeError):
     exit_code = EXIT_INTERRUPTED
 
 
-class ServerLost(LmdistillError, ConnectionError):
-    """A server did not answer after all retries; what was done is kept, and the same command goes on from there."""
-
-    exit_code = EXIT_INTERRUPTED
-
-
 class ServerLost(Interrupted):
-    """A server that writes text went away and did not come back; nothing is lost, and the same command resumes."""
+    """A server did not answer after all retries; what was done is kept, and the same command goes on from there."""
