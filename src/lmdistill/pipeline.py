@@ -40,10 +40,12 @@ from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
 from lmdistill.signals.label import store_folder
 from lmdistill.stages.context import Context
+from lmdistill.stages.jobs import Job
 from lmdistill.stages.label import label_dataset
 from lmdistill.stages.prepare import (
     Sources,
     encode,
+    prompts_dataset,
     read_sources,
     stage_documents,
     teacher_dataset,
@@ -51,7 +53,7 @@ from lmdistill.stages.prepare import (
 )
 from lmdistill.stages.select import select_documents
 from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
-from lmdistill.stages.train import Job, Trained, carry_out
+from lmdistill.stages.train import Trained, carry_out
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
 
@@ -145,6 +147,8 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
             name=stage.name if is_student else role if len(stages) == 1 else f"{role}-{stage.name}",
             objective=stage.objective or context.recipe.objective,
             training=stage.training,
+            trajectories=stage.trajectories or context.recipe.trajectories,
+            seconds=_budget(context) if is_student else None,
             **_text_and_signals(context, work, student, stage),
             heldout=work.heldout,
         )
@@ -155,6 +159,12 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
     for job in jobs:
         _log(work, job.name, trained.skipped)
     return trained
+
+
+def _budget(context: Context) -> float | None:
+    """Seconds that the student may train."""
+    minutes = context.recipe.budget.minutes
+    return None if minutes is None else minutes * 60
 
 
 def _text_and_signals(context: Context, work: _Work, student: Student, stage: StageSpec) -> dict[str, Any]:
@@ -205,9 +215,12 @@ def _stage_dataset(context: Context, work: _Work, tokenizer: PreTrainedTokenizer
         if context.recipe.data.difference is not None:
             documents, skipped = select_documents(context, documents, tokenizer, stage.name)
             _log(work, f"select-{stage.name}", skipped)
-        if stage.trajectories.source == "teacher":
-            dataset = teacher_dataset(context, documents, tokenizer, stage, report)
+        if stage.trajectories.teacher_writes:
             _log(work, f"generate-{stage.name}", False)
+        if stage.trajectories.on_policy:
+            dataset = prompts_dataset(context, documents, tokenizer, stage, report)
+        elif stage.trajectories.source == "teacher":
+            dataset = teacher_dataset(context, documents, tokenizer, stage, report)
         else:
             dataset = encode(context, documents, tokenizer, f"train-{stage.name}", report)
         work.datasets[name], work.reports[name] = dataset, report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from lmdistill.data import (
     build_dataset,
     build_from_rows,
     contamination,
+    fingerprint,
     load_documents,
     merge_reports,
+    prompt_dataset,
+    prompt_rows,
     prompts_of,
 )
 from lmdistill.errors import DataError
 from lmdistill.io import hash_file, hash_json, write_folder, write_json
 from lmdistill.models import resolve_path, tokenizer_fingerprint
-from lmdistill.recipe import SourceSpec, StageSpec, recipe_stages
+from lmdistill.recipe import GenerationSpec, SourceSpec, StageSpec, recipe_stages
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.trajectories.teacher import Written, write_answers
@@ -113,37 +116,91 @@ def teacher_dataset(
     assert stage.trajectories is not None
     spec = stage.trajectories.generation
     prompts = prompts_of(documents, tokenizer, spec)[: stage.trajectories.max_prompts]
-    room = context.recipe.data.max_length - spec.max_new_tokens
-    fitting = [prompt for prompt in prompts if 0 < len(prompt) <= room]
-    if not fitting:
+    kept = _fitting(context, [len(prompt) for prompt in prompts], stage)
+    written, origin = _teacher_answers(context, [prompts[place] for place in kept], tokenizer, stage, spec)
+    # An answer that the length limit cut is trained on as far as it goes: it holds no false end.
+    rows = [_encoded(item, f"{origin}:{number}") for number, item in enumerate(written, start=1) if item.answer_ids]
+    return build_from_rows(rows, context.recipe.data, report=report)
+
+
+def prompts_dataset(
+    context: Context,
+    documents: list[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    stage: StageSpec,
+    report: DataReport,
+) -> Dataset:
+    """The documents as prompts with their answers, for texts that are written during training.
+
+    Where the teacher's answers are wanted too, it writes them now.
+    """
+    assert stage.trajectories is not None
+    spec = stage.trajectories.generation
+    recipe = context.recipe
+    rows = prompt_rows(
+        documents[: stage.trajectories.max_prompts],
+        tokenizer,
+        spec,
+        add_eos=recipe.data.add_eos,
+        context=recipe.teaching.context,
+    )
+    lengths = [max(len(row.prompt_ids), len(row.context_ids)) for row in rows]
+    rows = [rows[place] for place in _fitting(context, lengths, stage)]
+    if stage.trajectories.teacher_writes:
+        once = spec.model_copy(update={"samples_per_prompt": 1})
+        written, _ = _teacher_answers(context, [row.prompt_ids for row in rows], tokenizer, stage, once)
+        answers = {tuple(item.prompt_ids): item.answer_ids for item in written}
+        rows = [replace(row, teacher_answer_ids=answers[tuple(row.prompt_ids)]) for row in rows]
+    dataset = prompt_dataset(rows)
+    report.max_length, report.sequences = recipe.data.max_length, len(rows)
+    report.tokens = sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    report.trained_tokens = sum(len(row.answer_ids) for row in rows)
+    report.fingerprint = fingerprint(dataset)
+    return dataset
+
+
+def _fitting(context: Context, lengths: list[int], stage: StageSpec) -> list[int]:
+    """Places of the prompts that leave room for an answer. Raises DataError where there is none."""
+    assert stage.trajectories is not None
+    new = stage.trajectories.generation.max_new_tokens
+    room = context.recipe.data.max_length - new
+    kept = [place for place, length in enumerate(lengths) if 0 < length <= room]
+    if not kept:
         raise DataError(
-            f"stage {stage.name}: none of {len(prompts)} prompts leaves room for {spec.max_new_tokens} new tokens in "
+            f"stage {stage.name}: none of {len(lengths)} prompts leaves room for {new} new tokens in "
             f"data.max_length = {context.recipe.data.max_length}; raise it or lower generation.max_new_tokens"
         )
-    if len(fitting) < len(prompts):
-        context.warn(
-            f"stage {stage.name}: {len(prompts) - len(fitting)} of {len(prompts)} prompts are too long: left out"
-        )
+    if len(kept) < len(lengths):
+        context.warn(f"stage {stage.name}: {len(lengths) - len(kept)} of {len(lengths)} prompts are too long: left out")
+    return kept
+
+
+def _teacher_answers(
+    context: Context,
+    prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    stage: StageSpec,
+    spec: GenerationSpec,
+) -> tuple[list[Written], str]:
+    """What the teacher writes after each prompt, and the name of the file that keeps it."""
     key = fingerprint_of(
-        fitting, spec.model_dump(mode="json"), context.recipe.teacher.model_dump(mode="json"), context.recipe.seed
+        prompts, spec.model_dump(mode="json"), context.recipe.teacher.model_dump(mode="json"), context.recipe.seed
     )
     name = f"generate-{stage.name}"
     file = context.folder.file("trajectories") / f"{stage.name}-{key[:12]}.jsonl"
     seed, progress = context.recipe.seed, context.progress
 
     def write() -> list[Written]:
-        return write_answers(lambda: context.teacher, tokenizer, fitting, spec, file=file, seed=seed, progress=progress)
+        return write_answers(lambda: context.teacher, tokenizer, prompts, spec, file=file, seed=seed, progress=progress)
 
     if context.folder.is_done(name, key):
         written = write()
     else:
-        with context.stage(name, key, f"the teacher answers {len(fitting)} prompts") as facts:
+        with context.stage(name, key, f"the teacher answers {len(prompts)} prompts") as facts:
             written = write()
             facts["tokens"] = sum(len(item.answer_ids) for item in written)
             facts["unfinished"] = sum(not item.finished for item in written)
-    # An answer that the length limit cut is trained on as far as it goes: it holds no false end.
-    rows = [_encoded(item, f"{file.name}:{number}") for number, item in enumerate(written, start=1) if item.answer_ids]
-    return build_from_rows(rows, context.recipe.data, report=report)
+    return written, file.name
 
 
 def _encoded(item: Written, origin: str) -> EncodedRow:

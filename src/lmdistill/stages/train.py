@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from lmdistill.accounting import forward_flops
-from lmdistill.data import Collator, fingerprint
+from lmdistill.data import fingerprint
 from lmdistill.errors import DataError, Interrupted, RecipeError, StorageError
 from lmdistill.evaluation.fidelity import quick_scores
 from lmdistill.models import errors_of_the_disk, load_model, save_model
 from lmdistill.objectives.divergences import TAID
 from lmdistill.recipe import ModelSpec, ObjectiveSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
-from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context, Facts
+from lmdistill.stages.jobs import Job, equip
 from lmdistill.stages.student import Student
 from lmdistill.students import merged, with_adapters
-from lmdistill.teachers import LocalTeacher, Teacher
 from lmdistill.training.arguments import training_arguments
+from lmdistill.training.budget import Clock
 from lmdistill.training.callbacks import StopOnSignal, TellProgress
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
-from lmdistill.training.objective import Objective
 from lmdistill.training.schedules import TaidSchedule
-from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
 from lmdistill.training.trainer import DistillTrainer
 
 HELDOUT_TOKENS = 4096
 """Tokens of each held-out text behind a point of the held-out curves."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: which weights, on which text, towards what."""
-
-    name: str
-    objective: ObjectiveSpec
-    training: Mapping[str, Any]
-    dataset: Dataset
-    heldout: Mapping[str, Dataset]
-    signals: Path | None = None
-    """The store that the teacher's signals come from; the teacher is asked live where absent."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +62,7 @@ def carry_out(context: Context, student: Student, jobs: list[Job], target: Path)
     model, done = _latest(context, student, jobs, keys)
     for job, key in list(zip(jobs, keys[1:], strict=True))[done:]:
         with context.stage(job.name, key, describe(job.objective)) as facts:
-            train(context, student, job, key, model, facts)
+            train(context, student, job, key, model, facts, earlier=_seconds_of(context, jobs[: jobs.index(job)]))
             if job is not jobs[-1]:
                 save_model(model, student.tokenizer, _between(context, job))
     lora = context.recipe.student.lora
@@ -105,6 +87,11 @@ def _latest(context: Context, student: Student, jobs: list[Job], keys: list[str]
     return (model if lora is None else with_adapters(model, lora, seed=context.recipe.seed)), 0
 
 
+def _seconds_of(context: Context, jobs: list[Job]) -> float:
+    """Training time of finished jobs."""
+    return sum(float((context.folder.record(job.name) or {}).get("training_seconds", 0.0)) for job in jobs)
+
+
 def _between(context: Context, job: Job) -> Path:
     return context.folder.file("checkpoints") / f"after-{job.name}"
 
@@ -120,12 +107,17 @@ def _tidy(context: Context, jobs: list[Job]) -> None:
 
 def describe(objective: ObjectiveSpec) -> str:
     """An objective in a few words: `0.5 forward_kl + 0.5 cross-entropy`."""
-    terms = {
-        objective.divergence.kind: objective.divergence.weight,
-        "cross-entropy": objective.cross_entropy.weight,
-        "hidden cosine": objective.hidden_cosine.weight,
-    }
-    return " + ".join(f"{weight:g} {name}" for name, weight in terms.items() if weight)
+    own, across = objective.student_divergence, objective.cross_tokenizer
+    terms = [
+        (objective.divergence.kind, objective.divergence.weight),
+        (f"{own.kind} on the student's text" if own else "", own.weight if own else 0.0),
+        ("cross-entropy", objective.cross_entropy.weight),
+        ("hidden cosine", objective.hidden_cosine.weight),
+        (f"{objective.policy.kind} policy", objective.policy.weight),
+        (objective.preference.kind, objective.preference.weight),
+        (across.kind if across else "", across.weight if across else 0.0),
+    ]
+    return " + ".join(f"{weight:g} {name}" for name, weight in terms if weight)
 
 
 def job_fingerprint(context: Context, job: Job, start: str) -> str:
@@ -135,6 +127,9 @@ def job_fingerprint(context: Context, job: Job, start: str) -> str:
         job.name,
         job.objective.model_dump(mode="json"),
         dict(job.training),
+        job.trajectories.model_dump(mode="json"),
+        recipe.teaching.model_dump(mode="json"),
+        job.seconds,
         fingerprint(job.dataset),
         start,
         recipe.seed,
@@ -144,9 +139,19 @@ def job_fingerprint(context: Context, job: Job, start: str) -> str:
     )
 
 
-def train(context: Context, student: Student, job: Job, key: str, model: PreTrainedModel, facts: Facts) -> None:
+def train(
+    context: Context,
+    student: Student,
+    job: Job,
+    key: str,
+    model: PreTrainedModel,
+    facts: Facts,
+    *,
+    earlier: float = 0.0,
+) -> None:
     """Train `model` in place; resumes from the newest checkpoint that verifies.
 
+    `earlier` is the seconds of the budget that earlier stages used.
     Raises Interrupted after saving where a signal asked to stop, NonFiniteLoss before a bad step is taken.
     """
     folder = context.folder.file("checkpoints") / f"{job.name}-{key[:12]}"
@@ -158,34 +163,34 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
     set_seed(context.recipe.seed)
     if context.recipe.student.freeze_head:
         model.get_output_embeddings().requires_grad_(False)
-    collator = _collator(job)
-    objective = _objective(context, student, job, collator, mixed=arguments.bf16)
+    equipment = equip(context, student, job, model, mixed=arguments.bf16)
+    resume, problems = newest_checkpoint(folder)
+    before = _seconds_before(resume)
+    clock = Clock(job.seconds, before, earlier=earlier)
     trainer = DistillTrainer(
         model=model,
         args=arguments,
         train_dataset=job.dataset,
-        data_collator=collator,
+        data_collator=equipment.collator,
         processing_class=student.tokenizer,
-        objective=objective,
+        objective=equipment.objective,
         heldout_scores=lambda model: _heldout(context, student, job, model),
+        windows=equipment.windows,
+        clock=clock,
     )
     trainer.remove_callback(PrinterCallback)
-    resume, problems = newest_checkpoint(folder)
     for problem in problems:
         context.warn(f"stage {job.name}: skipped a checkpoint that does not verify: {problem}")
     if resume is not None:
         context.note(f"stage {job.name} resumes from {resume.name}")
+        equipment.companions.restore(resume)
     steps = _total_steps(trainer)
-    before = _seconds_before(resume)
-    started = time.monotonic()
     with context.progress.task(f"train {job.name}", total=steps, unit="steps") as task:
         for callback in _callbacks(context, job, trainer, task):
             trainer.add_callback(callback)
-        clock = SealCheckpoints(
-            keep=arguments.save_total_limit or 2, seconds=lambda: before + time.monotonic() - started
-        )
+        trainer.add_callback(equipment.companions)  # before the seal: what it writes is sealed with the rest
+        trainer.add_callback(SealCheckpoints(keep=arguments.save_total_limit or 2, seconds=lambda: clock.used))
         arguments.save_total_limit = None  # rotation is ours: nothing goes before a newer one is sealed
-        trainer.add_callback(clock)
         try:
             with context.stop.patient(), errors_of_the_disk():
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -203,43 +208,15 @@ def train(context: Context, student: Student, job: Job, key: str, model: PreTrai
             "a checkpoint is saved: run the same command again to go on"
         )
     tokens = int(state.num_input_tokens_seen)
+    written = equipment.windows.trajectories.written_tokens if equipment.windows is not None else 0
     facts.update(
         tokens=tokens,
+        written_tokens=written,
         steps=state.global_step,
-        flops=_flops(context, job, model, tokens),
+        flops=_flops(context, job, model, tokens, written),
         earlier_seconds=before,
-        training_seconds=round(before + time.monotonic() - started, 3),
+        training_seconds=round(clock.used, 3),
     )
-
-
-def _collator(job: Job) -> Collator | SignalCollator:
-    """Batches of text, with the stored signals where the job has a store."""
-    if job.signals is None or not job.objective.needs_teacher:
-        return Collator()
-    store = SignalStore(job.signals)
-    return SignalCollator(store, kinds_of(store, store.source_of(job.dataset[0][KEY])))
-
-
-def _objective(
-    context: Context, student: Student, job: Job, collator: Collator | SignalCollator, mixed: bool
-) -> Objective:
-    vocabulary = len(student.tokenizer)
-    teacher: Teacher | None = None
-    if isinstance(collator, SignalCollator):
-        teacher = StoredTeacher(next(iter(collator.kinds.values())))
-    elif job.objective.needs_teacher:
-        kept = None if student.kept_ids is None else student.kept_ids.to(context.device)
-        teacher = LocalTeacher(context.teacher, vocabulary, kept)
-    try:
-        return Objective(
-            job.objective,
-            teacher=teacher,
-            vocabulary_size=vocabulary,
-            compute_dtype=torch.bfloat16 if mixed else None,
-            compiled=context.recipe.machine.compile,
-        )
-    except ValueError as error:
-        raise RecipeError(f"stage {job.name}: objective: {error}") from error
 
 
 def _callbacks(context: Context, job: Job, trainer: DistillTrainer, task: Any) -> list[TrainerCallback]:
@@ -285,10 +262,10 @@ def _seconds_before(checkpoint: Path | None) -> float:
     return SealCheckpoints.seconds_of(checkpoint) if checkpoint else 0.0
 
 
-def _flops(context: Context, job: Job, model: PreTrainedModel, tokens: int) -> float:
-    """Student forward and backward (three times its forward) and the teacher's forward."""
+def _flops(context: Context, job: Job, model: PreTrainedModel, tokens: int, written: int) -> float:
+    """Student forward and backward (three times its forward), what it wrote, and the teacher's forward."""
     length = context.recipe.data.max_length
-    total = 3 * forward_flops(model, tokens, length)
+    total = 3 * forward_flops(model, tokens, length) + forward_flops(model, written, length)
     if job.objective.needs_teacher and job.signals is None:
         total += forward_flops(context.teacher, tokens, length)
     return total

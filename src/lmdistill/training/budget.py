@@ -13,16 +13,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class Clock(TrainerCallback):
     """The time that training took, held-out scores left out, and an end to it where there is a budget."""
 
-    def __init__(self, seconds: float | None = None, before: float = 0.0) -> None:
-        """`seconds` is the budget, `before` what was used of it already."""
+    def __init__(self, seconds: float | None = None, before: float = 0.0, *, earlier: float = 0.0) -> None:
+        """`seconds` is the budget; this training used `before` of it already, trainings before it `earlier`."""
         self.seconds = seconds
         self.before = before
+        self.earlier = earlier
         self._paused = 0.0
         self._since = time.monotonic()
 
     @property
     def used(self) -> float:
-        """Seconds that training took so far."""
+        """Seconds that this training took so far."""
         return self.before + time.monotonic() - self._since - self._paused
 
     @contextmanager
@@ -37,7 +38,7 @@ class Clock(TrainerCallback):
     def progress(self, step: int, max_steps: int) -> float:
         """The share of training that is done, by steps or by time, whichever is further."""
         by_steps = step / max_steps if max_steps > 0 else 0.0
-        return min(1.0, max(by_steps, self.used / self.seconds if self.seconds else 0.0))
+        return min(1.0, max(by_steps, (self.earlier + self.used) / self.seconds if self.seconds else 0.0))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -47,5 +48,5 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End training where the budget is used up."""
-        if self.seconds is not None and self.used >= self.seconds:
+        if self.seconds is not None and self.earlier + self.used >= self.seconds:
             control.should_training_stop = True

@@ -40,7 +40,7 @@ class DistillTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         """`heldout_scores` measures the student for `eval_strategy`; `windows` writes the texts of each optimiser step,
-        where the data set holds prompts (`collate`: `windows.as_rows`); the rest is the Trainer's.
+        where batches are lists of prompts (`lmdistill.data.PromptRow`); the rest is the Trainer's.
         """
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective

@@ -60,11 +60,6 @@ class Windows:
         return {**batch, **context_columns(batch, lengths, batch["contexts"], max_length=self.longest)}
 
 
-def as_rows(rows: Sequence[Any]) -> list[PromptRow]:
-    """Collates a batch of prompts: their texts are not there yet."""
-    return list(rows)
-
-
 class WindowSampler(Sampler[int]):
     """Prompts in random order, each optimiser step's as often in a row as its texts are used."""
 

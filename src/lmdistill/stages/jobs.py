@@ -1,0 +1,127 @@
+"""One training job, and what it needs beside the student: batches, an objective, texts, a teacher, companions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from lmdistill.data import Collator, row_of
+from lmdistill.errors import RecipeError
+from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
+from lmdistill.signals.store import SignalStore
+from lmdistill.stages.context import Context
+from lmdistill.stages.rollouts import rewards_of, trajectories_of
+from lmdistill.stages.student import Student
+from lmdistill.stages.teaching import live_teacher, start_of
+from lmdistill.teachers import SelfTeacher, Teacher
+from lmdistill.training.companions import Companion, Companions, KeptTexts
+from lmdistill.training.objective import Objective
+from lmdistill.training.policy import Policy
+from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
+from lmdistill.training.windows import Windows
+from lmdistill.trajectories.window import Trajectories
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: which weights, on which text, towards what."""
+
+    name: str
+    objective: ObjectiveSpec
+    training: Mapping[str, Any]
+    dataset: Dataset
+    heldout: Mapping[str, Dataset]
+    trajectories: TrajectoriesSpec = field(default_factory=TrajectoriesSpec)
+    """Whose text it is; the data set holds prompts where the student writes."""
+    signals: Path | None = None
+    """The store that the teacher's signals come from; the teacher is asked live where absent."""
+    seconds: float | None = None
+    """Wall-clock budget of all trainings of the student together."""
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a job trains with."""
+
+    collator: Callable[[Any], Any]
+    objective: Objective
+    windows: Windows | None
+    companions: Companions
+
+
+def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, *, mixed: bool) -> Equipment:
+    """Gather what a job trains with. `model` is the student, `mixed` whether it trains in mixed precision.
+
+    Raises RecipeError where the objective does not fit what there is.
+    """
+    texts: Trajectories | None = None
+    if job.trajectories.on_policy:
+        texts = trajectories_of(
+            context, job.trajectories, job.objective, job.dataset, student.tokenizer, model, job.name
+        )
+    collator: Callable[[Any], Any] = as_prompts if texts is not None else _collator(job)
+    teacher = _teacher(context, student, job, model, collator)
+    objective = _objective(context, student, job, model, teacher, mixed)
+    windows = None
+    if texts is not None:
+        contexts = context.recipe.teaching.context is not None
+        windows = Windows(texts, objective, contexts=contexts)
+    moving = teacher if isinstance(teacher, SelfTeacher) else None
+    held: list[Companion] = [KeptTexts(texts)] if texts is not None else []
+    held += [each for each in (teacher, objective.reference) if isinstance(each, SelfTeacher)]
+    return Equipment(collator, objective, windows, Companions(held, moving=moving, trajectories=texts))
+
+
+def as_prompts(rows: list[dict[str, Any]]) -> Any:
+    """Collates prompts: their texts are not there yet."""
+    return [row_of(row) for row in rows]
+
+
+def _collator(job: Job) -> Collator | SignalCollator:
+    """Batches of text, with the stored signals where the job has a store."""
+    if job.signals is None or not job.objective.needs_teacher:
+        return Collator()
+    store = SignalStore(job.signals)
+    return SignalCollator(store, kinds_of(store, store.source_of(job.dataset[0][KEY])))
+
+
+def _teacher(
+    context: Context, student: Student, job: Job, model: PreTrainedModel, collator: Callable[[Any], Any]
+) -> Teacher | None:
+    if isinstance(collator, SignalCollator):
+        return StoredTeacher(next(iter(collator.kinds.values())))
+    if not job.objective.needs_teacher or job.objective.cross_tokenizer is not None:
+        return None
+    return live_teacher(context, job.objective, student, model)
+
+
+def _objective(
+    context: Context, student: Student, job: Job, model: PreTrainedModel, teacher: Teacher | None, mixed: bool
+) -> Objective:
+    spec, vocabulary = job.objective, len(student.tokenizer)
+    policy, reference = None, None
+    if spec.policy.weight > 0:
+        score = None
+        if spec.policy.kind == "reward":
+            score = rewards_of(spec, job.trajectories, student.tokenizer)
+        policy = Policy(spec.policy, reuse=job.trajectories.rollouts.reuse, score=score)
+    if spec.preference.weight > 0 and spec.preference.kind in ("dpo", "ipo"):
+        reference = start_of(model, vocabulary)
+    try:
+        return Objective(
+            spec,
+            teacher=teacher,
+            vocabulary_size=vocabulary,
+            compute_dtype=torch.bfloat16 if mixed else None,
+            compiled=context.recipe.machine.compile,
+            policy=policy,
+            reference=reference,
+        )
+    except ValueError as error:
+        raise RecipeError(f"stage {job.name}: objective: {error}") from error
