@@ -102,17 +102,15 @@ def begin(
     return texts
 
 
-def check_room(texts: Sequence[Text], readers: Sequence[Reader]) -> None:
+def check_room(texts: Sequence[Text], context: int | None, whose: str) -> None:
     """Raises DataError for a prompt whose answer might not fit into the context of a model that reads it."""
-    for reader in readers:
-        for text in texts:
-            room = text.limits.max_new_tokens
-            if reader.context is not None and len(text.prompt_ids) + room > reader.context:
-                raise DataError(
-                    f"{text.row_id}: a prompt of {len(text.prompt_ids)} tokens and up to {room} new ones do not fit "
-                    f"into the {reader.context} tokens of {type(reader.model).__name__}; lower generation."
-                    "max_new_tokens, or leave out prompts that long"
-                )
+    for text in texts:
+        room = text.limits.max_new_tokens
+        if context is not None and len(text.prompt_ids) + room > context:
+            raise DataError(
+                f"{text.row_id}: a prompt of {len(text.prompt_ids)} tokens and up to {room} new ones do not fit into "
+                f"the {context} tokens of {whose}; lower generation.max_new_tokens, or leave out prompts that long"
+            )
 
 
 def write_all(
@@ -124,7 +122,8 @@ def write_all(
     told: Callable[[int], None] = lambda tokens: None,
 ) -> None:
     """Write all texts to their end, so many at a time; `told` hears of each finished text's tokens."""
-    check_room(texts, readers)
+    for reader in readers:
+        check_room(texts, reader.context, type(reader.model).__name__)
     waiting = sorted(texts, key=lambda text: (len(text.prompt_ids), -text.place))
     live: list[Text] = []
     for reader in readers:

@@ -20,9 +20,11 @@ class WeightCopy:
     The student itself stays as it is, in its own number format and mode. Adapters are merged into the copy.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
-        """`dtype` None: the format that the student's device multiplies fastest."""
+    def __init__(self, dtype: torch.dtype | None = None, *, untied: bool = False) -> None:
+        """`dtype` None: the format that the student's device multiplies fastest. `untied` gives the copy an output
+        head of its own where the student's is its embeddings."""
         self.dtype = dtype
+        self.untied = untied
         self.model: PreTrainedModel | None = None
 
     @torch.no_grad()
@@ -40,6 +42,10 @@ class WeightCopy:
                     "was it changed since its configuration was written?"
                 )
             target.copy_(weight)
+        if self.untied:
+            head = self.model.get_output_embeddings().weight
+            head.copy_(_base(student).get_output_embeddings().weight)
+            targets = {name: target for name, target in targets.items() if target is not head}
         missing = [name for name in targets if name in dict(self.model.named_parameters())]
         if missing:
             raise ModelError(f"the student has no weights for {len(missing)} tensors of its kind (first: {missing[0]})")
@@ -49,10 +55,13 @@ class WeightCopy:
         """A model of the student's kind; making it moves no random numbers of anybody else."""
         base = _base(student)
         dtype = self.dtype or fastest_dtype(base.device)
+        config = copy.deepcopy(base.config)
+        if self.untied:
+            config.tie_word_embeddings = False
         with torch.random.fork_rng():
             # Made in this format rather than turned into it: rotary frequencies stay float32.
             made: Any = AutoModelForCausalLM.from_config(
-                copy.deepcopy(base.config), dtype=dtype, attn_implementation=base.config._attn_implementation
+                config, dtype=dtype, attn_implementation=base.config._attn_implementation
             )
         made.generation_config = copy.deepcopy(base.generation_config)
         return cast(PreTrainedModel, made.to(base.device).eval().requires_grad_(False))
