@@ -157,15 +157,23 @@ class _Doctor:
 
     def _tokenizer(self) -> None:
         spec = self.recipe.student
+        objectives = [stage.objective for stage in recipe_stages(self.recipe) if stage.objective is not None]
+        across = [objective for objective in objectives if objective.cross_tokenizer is not None]
         if spec.start != "pretrained" or spec.model is None or self.teacher_tokenizer is None:
             self.say("tokenizer", "ok", "the student uses the teacher's")
+            if across:
+                fix = "Use objective.divergence in place of objective.cross_tokenizer."
+                self.say(
+                    "tokenizer", "warning", "one tokenizer is compared as if there were two: slower, less exact.", fix
+                )
             return
         student = load_tokenizer(spec.model)
         differences = tokenizer_differences(self.teacher_tokenizer, student)
-        if differences and any(
-            stage.objective and stage.objective.needs_teacher for stage in recipe_stages(self.recipe)
-        ):
-            fix = "Use a student of the teacher's family, one cut from it, or text of the teacher's (method: seqkd)."
+        if differences and any(found.needs_teacher and found.cross_tokenizer is None for found in objectives):
+            fix = (
+                "Compare them by objective.cross_tokenizer (methods alm, gold, uld, dskd), use a student of the "
+                "teacher's family or one cut from it, or text of the teacher's (method: seqkd)."
+            )
             self.say("tokenizer", "error", f"teacher and student cut text differently: {differences[0]}.", fix)
         elif differences:
             self.say("tokenizer", "note", f"teacher's and student's differ ({differences[0]}); the objective allows it")

@@ -255,7 +255,14 @@ def _without_teacher(stage: StageSpec, steps: int) -> StageSpec:
 
 def _evaluate(context: Context, work: _Work, student: Student, results: dict[Role, Trained]) -> Evaluation:
     train_set = _stage_dataset(context, work, student.tokenizer, work.stages[0])
-    evaluation, skipped = judge(context, student, results, work.heldout, train_set)
+    foreign = None
+    if context.is_foreign:
+        tokenizer = context.teacher_tokenizer()
+        foreign = {
+            name: encode(context, held, tokenizer, f"foreign-{name}", DataReport())
+            for name, held in work.sources.heldout.items()
+        }
+    evaluation, skipped = judge(context, student, results, work.heldout, train_set, foreign)
     _log(work, "evaluate", skipped)
     return evaluation
 

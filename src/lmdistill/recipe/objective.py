@@ -153,7 +153,7 @@ class CrossTokenizerTerm(Section):
     (2503.20083): likelihoods of chunks. DSKD (2406.17328): projected hidden states in both spaces."""
     weight: NonNegative = 1.0
     """Factor of this term in the loss."""
-    parameters: dict[str, float] = Field(default_factory=dict)
+    parameters: dict[str, bool | float | str] = Field(default_factory=dict)
     """The kind's own parameters; see docs/cross_tokenizer.md."""
     minimum_coverage: Share = 0.5
     """The doctor refuses a pair of tokenizers of which a smaller share of the text's bytes can be aligned."""

@@ -55,7 +55,7 @@ class TeachingSpec(Section):
             )
         if self.kind == "self" and self.context is None:
             raise ValueError(
-                "teaching.kind: self needs teaching.context: with no more to read than the student, the student teaches "
+                "teaching.kind: self needs teaching.context: with no more to read than the student, it teaches "
                 "itself nothing. For example: context: '{context}\\n\\n{prompt}'"
             )
         if self.context is not None:

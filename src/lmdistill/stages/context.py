@@ -15,7 +15,7 @@ from lmdistill.accounting import Accounting, StageCost, describe_machine
 from lmdistill.io import write_json
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
-from lmdistill.recipe import ModelSpec, Recipe
+from lmdistill.recipe import ModelSpec, Recipe, recipe_stages
 from lmdistill.run_folder import RunFolder
 from lmdistill.training.callbacks import StopFlag
 
@@ -50,6 +50,14 @@ class Context:
     def save_dtype(self) -> torch.dtype:
         """The format in which results are saved."""
         return DTYPES[self.recipe.student.save_dtype]
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the teacher cuts text otherwise than the student, by what the recipe says."""
+        return any(
+            stage.objective is not None and stage.objective.cross_tokenizer is not None
+            for stage in recipe_stages(self.recipe)
+        )
 
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's tokenizer."""

@@ -18,9 +18,11 @@ from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context
 from lmdistill.stages.rollouts import rewards_of, trajectories_of
 from lmdistill.stages.student import Student
-from lmdistill.stages.teaching import live_teacher, start_of
+from lmdistill.stages.teaching import AlignedTeacher, live_teacher, start_of
 from lmdistill.teachers import SelfTeacher, Teacher
+from lmdistill.training.adversary import Adversary
 from lmdistill.training.companions import Companion, Companions, KeptTexts
+from lmdistill.training.discriminator import Discriminator
 from lmdistill.training.objective import Objective
 from lmdistill.training.policy import Policy
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
@@ -75,6 +77,10 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
     moving = teacher if isinstance(teacher, SelfTeacher) else None
     held: list[Companion] = [KeptTexts(texts)] if texts is not None else []
     held += [each for each in (teacher, objective.reference) if isinstance(each, SelfTeacher)]
+    if objective.policy is not None and isinstance(objective.policy.score, Adversary):
+        held.append(objective.policy.score.discriminator)
+    if isinstance(objective.aligned, AlignedTeacher):
+        held += objective.aligned.companions
     return Equipment(collator, objective, windows, Companions(held, moving=moving, trajectories=texts))
 
 
@@ -105,15 +111,19 @@ def _objective(
     context: Context, student: Student, job: Job, model: PreTrainedModel, teacher: Teacher | None, mixed: bool
 ) -> Objective:
     spec, vocabulary = job.objective, len(student.tokenizer)
-    policy, reference = None, None
+    policy, reference, aligned = None, None, None
     if spec.policy.weight > 0:
         score = None
         if spec.policy.kind == "reward":
             score = rewards_of(spec, job.trajectories, student.tokenizer)
+        elif spec.policy.kind == "discriminator":
+            score = _adversary(context, job, model, mixed)
         policy = Policy(spec.policy, reuse=job.trajectories.rollouts.reuse, score=score)
     if spec.preference.weight > 0 and spec.preference.kind in ("dpo", "ipo"):
         reference = start_of(model, vocabulary)
     try:
+        if spec.cross_tokenizer is not None:
+            aligned = AlignedTeacher(context, spec.cross_tokenizer, student, model, mixed)
         return Objective(
             spec,
             teacher=teacher,
@@ -122,6 +132,21 @@ def _objective(
             compiled=context.recipe.machine.compile,
             policy=policy,
             reference=reference,
+            aligned=aligned,
         )
     except ValueError as error:
         raise RecipeError(f"stage {job.name}: objective: {error}") from error
+
+
+def _adversary(context: Context, job: Job, model: PreTrainedModel, mixed: bool) -> Adversary:
+    spec = job.objective.policy
+
+    def tell(kind: str, **facts: Any) -> None:
+        context.folder.event(kind, job.name, **facts)
+
+    judge = Discriminator.of(
+        model,
+        learning_rate=spec.discriminator_learning_rate,
+        compute_dtype=torch.bfloat16 if mixed else None,
+    )
+    return Adversary(judge, warmup=spec.discriminator_warmup, tell=tell)

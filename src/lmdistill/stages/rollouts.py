@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmdistill.errors import RecipeError
 from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
 from lmdistill.stages.context import Context
 from lmdistill.trajectories.interleaved import Speculative, TeacherMixed
@@ -96,7 +98,15 @@ def _writer(
     if spec.rollouts.engine == "server":
         from lmdistill.trajectories.served import ServerWriter
 
-        return ServerWriter.of(spec, tokenizer, end_ids=end_ids(tokenizer, model))
+        assert spec.rollouts.base_url is not None  # the recipe checks both
+        assert spec.rollouts.served_folder is not None
+        return ServerWriter(
+            spec.generation,
+            end_ids=end_ids(tokenizer, model),
+            tokenizer=tokenizer,
+            base_url=spec.rollouts.base_url,
+            folder=Path(spec.rollouts.served_folder).expanduser(),
+        )
     return LocalWriter(
         spec.generation,
         end_ids=end_ids(tokenizer, model),
@@ -106,7 +116,9 @@ def _writer(
 
 
 def _method(context: Context, spec: TrajectoriesSpec, vocabulary: int) -> Method | None:
-    """How a token is drawn where the teacher takes part in it."""
+    """How a token is drawn where the teacher takes part in it. Raises RecipeError for a trimmed vocabulary."""
+    if context.recipe.student.vocabulary is not None and (spec.interleaved is not None or spec.teacher_mixing > 0):
+        raise RecipeError("the teacher takes part in the writing by its own ids: student.vocabulary cannot be trimmed")
     if spec.interleaved is not None:
         return Speculative(Reader(context.teacher, vocabulary), spec.interleaved)
     if spec.teacher_mixing > 0:

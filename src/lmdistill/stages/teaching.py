@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmdistill.errors import ModelError, RecipeError
-from lmdistill.models import load_model, output_head
-from lmdistill.recipe import ObjectiveSpec
+from lmdistill.models import OutputHead, load_model, output_head
+from lmdistill.recipe import CrossTokenizerTerm, ObjectiveSpec
 from lmdistill.stages.context import Context
 from lmdistill.stages.student import Student
 from lmdistill.teachers import (
@@ -18,7 +23,10 @@ from lmdistill.teachers import (
     ServedTeacher,
     Teacher,
 )
+from lmdistill.teachers.cross_tokenizer import CrossTokenizerObjective, CrossTokenizerTeacher
 from lmdistill.teachers.served import ServedKind
+from lmdistill.teachers.translate import Translator
+from lmdistill.training.companions import Companion, KeptModule
 
 MAIN = "main"
 """Name of the recipe's own teacher among several."""
@@ -61,6 +69,63 @@ def live_teacher(context: Context, objective: ObjectiveSpec, student: Student, m
 def start_of(student: PreTrainedModel, vocabulary_size: int) -> Teacher:
     """The student as it is now, kept: what preferences are compared with."""
     return SelfTeacher(student, vocabulary_size, weights="fixed")
+
+
+class AlignedTeacher:
+    """The recipe's teacher, which cuts text otherwise than the student, as a distance of the objective."""
+
+    def __init__(
+        self,
+        context: Context,
+        spec: CrossTokenizerTerm,
+        student: Student,
+        model: PreTrainedModel,
+        mixed: bool,
+    ) -> None:
+        """Raises ValueError for parameters that the kind does not have, ModelError for tokenizers that do not fit."""
+        parameters: dict[str, Any] = dict(spec.parameters)
+        objective = CrossTokenizerObjective(kind=spec.kind, **parameters)
+        translator = Translator(
+            student.tokenizer, context.teacher_tokenizer(), max_length=context_length(context.teacher.config)
+        )
+        self.teacher = CrossTokenizerTeacher(
+            context.teacher,
+            translator,
+            objective,
+            student_width=int(model.config.get_text_config().hidden_size),
+            compiled=context.recipe.machine.compile,
+        )
+        self.compute_dtype = torch.bfloat16 if mixed else None
+        self.embeddings: Any = model.get_input_embeddings()
+
+    @property
+    def projectors(self) -> nn.Module | None:
+        """What is trained beside the student."""
+        return self.teacher.projectors
+
+    @property
+    def companions(self) -> list[Companion]:
+        """What belongs in the student's checkpoints."""
+        return [] if self.projectors is None else [KeptModule(self.projectors, "projectors")]
+
+    def __call__(
+        self, hidden_BLH: Tensor, head: OutputHead, batch: Mapping[str, Any], num_items: Tensor | float | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `lmdistill.training.objective.Aligned`."""
+        return self.teacher.aligned_loss(
+            hidden_BLH,
+            head,
+            batch,
+            num_items=num_items,
+            student_embeddings_VH=self.embeddings.weight,
+            compute_dtype=self.compute_dtype,
+        )
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model reads; None where its configuration does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
 
 
 def _several(context: Context, vocabulary: int) -> dict[str, LocalTeacher]:

@@ -27,10 +27,12 @@ def judge(
     results: Mapping[Role, Trained],
     texts: Mapping[str, Dataset],
     train: Dataset,
+    foreign: Mapping[str, Dataset] | None = None,
 ) -> tuple[Evaluation, bool]:
     """Score the teacher and every result on the held-out texts.
 
-    Returns the evaluation and whether it was there already.
+    `foreign` are the texts in the teacher's own tokens, where they are others than the student's: the models can then
+    be compared by bits a byte, not token by token. Returns the evaluation and whether it was there already.
     """
     recipe = context.recipe
     key = fingerprint_of(
@@ -44,7 +46,8 @@ def judge(
     if context.folder.is_done(STAGE, key) and file.is_file():
         return Evaluation.model_validate(read_json(file)), True
     with context.stage(STAGE, key, "against the teacher and the baselines") as facts:
-        subjects = [Subject(role="teacher", label="teacher", model=context.teacher)]
+        teacher = Subject(role="teacher", label="teacher", model=context.teacher)
+        subjects = [teacher] if foreign is None else []
         for role, result in results.items():
             subjects.append(_subject(context, role, result.folder, student.kept_ids))
         evaluation = evaluate(
@@ -56,9 +59,34 @@ def judge(
             seed=recipe.seed,
             progress=context.progress,
         )
+        if foreign is not None:
+            evaluation = _with_foreign(context, evaluation, teacher, foreign)
         write_json(file, evaluation.model_dump(mode="json"))
         facts["tokens"] = sum(scores.tokens for model in evaluation.models for scores in model.texts.values())
     return evaluation, False
+
+
+def _with_foreign(
+    context: Context, evaluation: Evaluation, teacher: Subject, texts: Mapping[str, Dataset]
+) -> Evaluation:
+    """The evaluation with the scores of a teacher that cuts text otherwise, on the same texts."""
+    alone = context.recipe.evaluation.model_copy(update={"heatmap_texts": 0, "responses": None})
+    found = evaluate(
+        [teacher],
+        context.teacher_tokenizer(),
+        dict(texts),
+        alone,
+        training_counts_V=None,
+        seed=context.recipe.seed,
+        progress=context.progress,
+    )
+    return evaluation.model_copy(
+        update={
+            "models": [*found.models, *evaluation.models],
+            "generations": [*found.generations, *evaluation.generations],
+            "seconds": round(evaluation.seconds + found.seconds, 3),
+        }
+    )
 
 
 def _subject(context: Context, role: Role, folder: Path, kept_ids: Tensor | None) -> Subject:

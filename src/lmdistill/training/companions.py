@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lmdistill.io import read_json, write_json
+from lmdistill.errors import CorruptFile
+from lmdistill.io import read_json, write_bytes, write_json
 from lmdistill.trajectories.window import Trajectories
 
 FILE = "trajectories.json"
@@ -38,6 +42,27 @@ class KeptTexts:
     def restore(self, checkpoint: Path) -> None:
         """Go on with them."""
         self.trajectories.restore(read_json(checkpoint / FILE))
+
+
+class KeptModule:
+    """A module that is trained beside the student and never inside it, as a companion."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        """`name` is that of its file in a checkpoint."""
+        self.module = module
+        self.file = f"{name}.safetensors"
+
+    def save(self, checkpoint: Path) -> None:
+        """Write its weights."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
+        write_bytes(checkpoint / self.file, save(tensors))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take its weights. Raises CorruptFile where they do not fit."""
+        try:
+            self.module.load_state_dict(load_file(checkpoint / self.file))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CorruptFile(f"{checkpoint / self.file}: does not fit ({error}); start this stage anew") from error
 
 
 class Companions(TrainerCallback):

@@ -39,7 +39,11 @@ PROGRESS = "progress"
 
 
 class Aligned(Protocol):
-    """A distance between models that cut text differently."""
+    """A distance between models that cut text differently; what it trains beside the student are its `projectors`."""
+
+    @property
+    def projectors(self) -> nn.Module | None:
+        """A module whose parameters the optimiser moves too."""
 
     def __call__(
         self, hidden_BLH: Tensor, head: OutputHead, batch: Mapping[str, Any], num_items: Tensor | float | None

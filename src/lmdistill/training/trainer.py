@@ -56,6 +56,15 @@ class DistillTrainer(Trainer):
         self.callback_handler.callbacks.insert(0, self.ledger)
         self.add_callback(FiniteGradients())
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's optimiser; what is trained beside the student (projections) is a group of its own."""
+        made = self.optimizer is None
+        optimiser = super().create_optimizer(*args, **kwargs)
+        beside = getattr(self.objective.aligned, "projectors", None)
+        if made and beside is not None:
+            optimiser.add_param_group({"params": list(beside.parameters()), "weight_decay": 0.0})
+        return optimiser
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
