@@ -12,8 +12,10 @@ from torch import Tensor
 from lmdistill.data import Collator
 from lmdistill.errors import DataError, ModelError
 from lmdistill.objectives import divergence
+from lmdistill.recipe import ObjectiveSpec
 from lmdistill.signals import HiddenSignal, TokenSignal
 from lmdistill.teachers import LocalTeacher, MixedTeachers, Part, RoutedTeachers, Speech, teacher_columns, with_context
+from lmdistill.training.objective import Objective
 
 
 class Counting:
@@ -214,6 +216,20 @@ def test_the_padding_of_a_head_takes_no_part() -> None:
     mixed = MixedTeachers([LocalTeacher(plain, V), LocalTeacher(padded, V)])
     mean_NV = naive(plain, given) + naive(padded, given)[:, :V].log_softmax(-1)
     assert_same(mixed.speak(given).parts[0], (mean_NV / 2).log_softmax(-1), trained(given), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_no_padding_counts_in_training(mixed: bool) -> None:
+    given, learner, padded = batch(), model(0, vocabulary=V + 3), model(1, vocabulary=V + 3)
+    teacher = MixedTeachers([LocalTeacher(padded, V)]) if mixed else LocalTeacher(padded, V)
+    spec = ObjectiveSpec.model_validate({"divergence": {"weight": 0.5}, "cross_entropy": {"weight": 0.5}})
+    objective = Objective(spec, teacher=teacher, vocabulary_size=V, compiled=False)
+    step = objective(learner, learner, given, None)
+    log_s_NV, log_t_NV = (naive(each, given)[:, :V].log_softmax(-1) for each in (learner, padded))
+    wanted_N = trained(given)
+    kl_N = by_definition("forward_kl", log_s_NV, log_t_NV)[wanted_N]
+    label_N = -log_s_NV.gather(1, given["input_ids"].roll(-1, 1).flatten()[:, None])[wanted_N, 0]
+    torch.testing.assert_close(step.loss.detach(), (0.5 * kl_N + 0.5 * label_N).mean(), check_dtype=False)
 
 
 def test_what_cannot_be_mixed_is_refused() -> None:

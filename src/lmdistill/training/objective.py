@@ -310,6 +310,7 @@ class Objective:
             student_bias=read.head.bias_V,
             logit_scale=read.head.logit_scale,
             softcap=read.head.softcap,
+            vocab_size=self.vocabulary_size,
             compute_dtype=self.compute_dtype,
             compiled=self.compiled,
             setting_N=setting_N,
