@@ -166,7 +166,7 @@ def own_logprobs(
     found_M = torch.zeros(len(ids_M), dtype=working_dtype(head_vK), device=hidden_MK.device)
     step = chunk_tokens or max(1, _CHUNK_BYTES // (vocabulary * head_vK.element_size()))
     buffer_nV = head_vK.new_empty(min(step, len(tokens_m)), vocabulary)
-    for tokens_n in tokens_m.split(step):
+    for tokens_n in tokens_m.split(step) if len(tokens_m) else ():
         raw_nV = buffer_nV[: len(tokens_n)]
         project(hidden_MK[tokens_n - 1].to(head_vK.dtype), head_vK, bias_v, raw_nV)
         z_n = view.logits(raw_nV.gather(1, ids_M[tokens_n].long()[:, None]))[:, 0]

@@ -11,8 +11,8 @@ K teacher hidden, V student's vocabulary, U teacher's, G groups.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,91 +20,16 @@ from transformers import PreTrainedModel
 
 from lmdistill.models import OutputHead, last_hidden, output_head
 from lmdistill.objectives.alignment import Alignment, pair_positions
-from lmdistill.objectives.chunk_likelihood import CHUNK_KINDS, ChunkKind, chunk_likelihood_loss, own_logprobs
-from lmdistill.objectives.divergences import Divergence, find_divergence
+from lmdistill.objectives.chunk_likelihood import chunk_likelihood_loss, own_logprobs
 from lmdistill.objectives.dual_space import DualSpaceProjectors, ModelSide, dual_space_loss
-from lmdistill.objectives.gold import Merge, VocabularyMatch, gold_loss
+from lmdistill.objectives.gold import VocabularyMatch, gold_loss
 from lmdistill.objectives.grouped import GroupLoss
 from lmdistill.objectives.uld import uld_loss
 from lmdistill.signals.types import HiddenSignal, TokenSignal, TopKSignal
+from lmdistill.teachers.cross_objective import CrossTokenizerObjective
 from lmdistill.teachers.token_bytes import same_tokens
 from lmdistill.teachers.translate import Translator
 from lmdistill.teachers.translated_batch import TranslatedBatch, translate_batch
-
-CrossTokenizerKind = Literal["uld", "gold", "alm", "dskd"]
-KINDS: tuple[str, ...] = get_args(CrossTokenizerKind)
-# Temperatures of the publications' code.
-TEMPERATURES = {"uld": 1.0, "gold": 1.0, "alm": 100.0, "dskd": 2.0}
-_OWN_PARAMETERS = {
-    "uld": {"temperature"},
-    "gold": {"temperature", "hybrid", "merge", "teacher_weight", "matched_weight", "unmatched_weight"},
-    "alm": {"temperature", "difference"},
-    "dskd": {"temperature", "divergence"},
-}
-
-
-@dataclass(frozen=True)
-class CrossTokenizerObjective:
-    """How the two models are compared; defaults are those of the published code.
-
-    Raises ValueError for a parameter that the kind does not have or a value that it cannot take.
-    """
-
-    kind: CrossTokenizerKind = "alm"
-    temperature: float | None = None
-    """Softens both models; None: 1 for ULD and GOLD, 100 for ALM, 2 for DSKD."""
-    difference: ChunkKind = "binary_ce"
-    """ALM: how likelihoods of equal bytes are compared."""
-    hybrid: bool = True
-    """GOLD: compare tokens that both vocabularies hold one to one; false compares everything by size."""
-    merge: Merge = "first"
-    """GOLD: whose distribution a group of several tokens has, its first token's or its last one's."""
-    teacher_weight: float = 0.5
-    """GOLD: of the Jensen-Shannon divergence of the matched part; 0 is forward KL, 1 reverse KL (TRL's `beta`)."""
-    matched_weight: float | None = None
-    """GOLD: factor of the matched part; None: the share of the teacher's vocabulary that is matched."""
-    unmatched_weight: float | None = None
-    """GOLD: factor of the part compared by size; None: the rest."""
-    divergence: str = "forward_kl"
-    """DSKD: in the student's space."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind = {self.kind!r} is not known; use one of {', '.join(KINDS)}")
-        for item in fields(self):
-            if item.name in ("kind", *_OWN_PARAMETERS[self.kind]):
-                continue
-            if getattr(self, item.name) != item.default:
-                own = ", ".join(sorted(_OWN_PARAMETERS[self.kind]))
-                raise ValueError(f"{item.name} is no parameter of {self.kind}; it has {own}")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature} must be above 0")
-        if self.difference not in CHUNK_KINDS:
-            raise ValueError(f"difference = {self.difference!r} is not known; use one of {', '.join(CHUNK_KINDS)}")
-        if self.merge not in get_args(Merge):
-            raise ValueError(f"merge = {self.merge!r} is not known; use 'first' or 'last'")
-        if not 0 <= self.teacher_weight <= 1:
-            raise ValueError(f"teacher_weight = {self.teacher_weight} must lie between 0 and 1")
-        if (self.matched_weight is None) != (self.unmatched_weight is None):
-            raise ValueError("give both matched_weight and unmatched_weight, or neither")
-        find_divergence(self.divergence)
-
-    @property
-    def softness(self) -> float:
-        """The temperature that holds."""
-        return TEMPERATURES[self.kind] if self.temperature is None else self.temperature
-
-    @property
-    def matched_divergence(self) -> Divergence:
-        """GOLD's divergence of the matched part."""
-        if self.teacher_weight in (0, 1):
-            return find_divergence("forward_kl" if self.teacher_weight == 0 else "reverse_kl")
-        return find_divergence("jsd", teacher_weight=self.teacher_weight)
-
-    @property
-    def needs_hidden(self) -> bool:
-        """Whether it needs the teacher's hidden states, so that no store of log-probabilities will do."""
-        return self.kind != "alm"
 
 
 @dataclass(frozen=True)
