@@ -204,7 +204,7 @@ class ObjectiveSpec(Section):
         if self.contrastive is None:
             return
         kinds = (self.divergence.kind, self.student_divergence.kind if self.student_divergence else None)
-        if kinds[0] != "skew_forward_kl" or kinds[1] not in ("skew_reverse_kl", "skew_reverse_kl_fixed_mixture"):
+        if kinds[0] != "skew_forward_kl" or kinds[1] not in ("skew_reverse_kl", "skew_reverse_kl_detached"):
             raise ValueError(
                 f"contrastive weighs skew_forward_kl on the teacher's text and a skew reverse KL on the student's, not "
                 f"{kinds[0]} and {kinds[1]}"
