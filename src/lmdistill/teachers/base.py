@@ -35,8 +35,8 @@ class Speech:
     parts: tuple[Part, ...]
     """Their masks are disjoint."""
     hidden_NK: Tensor | None = None
-    """The last hidden states, where there is one teacher and it is in this process; rows that the mask of its part leaves
-    out hold anything."""
+    """The last hidden states, where there is one teacher and it is in this process. Rows that the mask of its part
+    leaves out hold anything."""
 
 
 class Teacher(Protocol):
