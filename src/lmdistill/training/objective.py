@@ -5,7 +5,7 @@ Shape legend: B batch, L length, N = B * L positions, H student hidden, K teache
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lmdistill.models import OutputHead, last_hidden, output_head
 from lmdistill.objectives import Divergence, distillation_loss
 from lmdistill.objectives.chunked import LossParts
+from lmdistill.objectives.contrastive import likelihood_gap
 from lmdistill.objectives.hints import cosine_distance
 from lmdistill.objectives.preference import PreferenceParts
 from lmdistill.objectives.rows import LogitsView
@@ -25,7 +26,8 @@ from lmdistill.objectives.weights import first_share, student_entropy, top_share
 from lmdistill.recipe import ObjectiveSpec
 from lmdistill.signals import Signal
 from lmdistill.teachers.base import Speech, Teacher, model_inputs
-from lmdistill.training.contrast import Side, sides_of
+from lmdistill.teachers.reading import as_teacher
+from lmdistill.training.contrast import GAPS, TYPICAL, Side, sides_of, typical_gaps
 from lmdistill.training.groups import IGNORED, Group, Term, groups_of, next_labels
 from lmdistill.training.pairs import preference
 from lmdistill.training.policy import ADVANTAGES, Policy
@@ -124,11 +126,19 @@ class Objective:
         self.reference = teacher if spec.preference.kind == "dpkd" else reference
         self.aligned = aligned
 
-    def prepare(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Decide what the texts of a whole window decide: the advantages of a policy term.
+    def prepare(
+        self,
+        batches: Sequence[dict[str, Any]],
+        model: PreTrainedModel,
+        total: Callable[[Tensor], Tensor] = lambda sums: sums,
+    ) -> None:
+        """Decide what the texts of a whole window decide: advantages of a policy term, typical gaps of contrasts.
 
-        The teacher is then asked once, and what it said stays with the batches.
+        The teacher is then asked once, and what it said stays with the batches. `model` is the student; `total` sums
+        over all ranks.
         """
+        if self.spec.contrastive is not None and self.spec.contrastive.published:
+            self._prepare_gaps(batches, model, total)
         if self.policy is None or self.spec.policy.weight == 0:
             return
         said: list[Tensor | None] = [None] * len(batches)
@@ -138,6 +148,20 @@ class Objective:
                 batch[SPEECH] = self.teacher.speak(batch)
                 said[place] = self._said(batch[SPEECH], batch)
         self.policy.prepare(batches, said)
+
+    def _prepare_gaps(
+        self, batches: Sequence[dict[str, Any]], model: PreTrainedModel, total: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Ask teacher and student how likely each text of a window is: one forward pass of the student more."""
+        assert self.teacher is not None
+        mixed = torch.autocast(model.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype is not None)
+        for batch in batches:
+            batch[SPEECH] = self.teacher.speak(batch)
+            with mixed, as_teacher(model):
+                batch[GAPS] = self._gaps(self._read(model, model, batch), batch[SPEECH])
+        typical_2 = typical_gaps(batches, [batch[GAPS] for batch in batches], total)
+        for batch in batches:
+            batch[TYPICAL] = typical_2
 
     def _said(self, speech: Speech, batch: Mapping[str, Any]) -> Tensor:
         """What a teacher says of the text's own trained tokens, (B, L)."""
@@ -168,10 +192,8 @@ class Objective:
 
         `model` is called (wrapped for several devices or not), `bare_model` is the student inside it.
         """
-        hidden_NH = last_hidden(model, model_inputs(batch)).flatten(0, 1)
-        labels_N = next_labels(batch["labels"]).flatten()
-        head = output_head(bare_model, self.vocabulary_size)
-        read = Read(hidden_NH, head, labels_N.clamp_min(0), labels_N != IGNORED, batch)
+        read = self._read(model, bare_model, batch)
+        hidden_NH = read.hidden_NH
         speech = self._speech(batch)
         sums = self._compare(read, speech, num_items) if self.spec.contrastive is None else self._contrast(read, speech)
         cosine = hidden_NH.new_zeros((), dtype=torch.float32)
@@ -186,6 +208,12 @@ class Objective:
             token_loss_BL=sums.token_loss_N.view(read.shape),
             others={**others, **({"policy": sums.policy} if self.spec.policy.weight > 0 else {})},
         )
+
+    def _read(self, model: nn.Module, bare_model: PreTrainedModel, batch: Mapping[str, Any]) -> Read:
+        hidden_NH = last_hidden(model, model_inputs(batch)).flatten(0, 1)
+        labels_N = next_labels(batch["labels"]).flatten()
+        head = output_head(bare_model, self.vocabulary_size)
+        return Read(hidden_NH, head, labels_N.clamp_min(0), labels_N != IGNORED, batch)
 
     def _others(self, read: Read, num_items: Tensor | float | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The terms that few objectives have: their weighted sum, and each by name."""
@@ -256,25 +284,31 @@ class Objective:
     def _sides(self, read: Read, speech: Speech) -> tuple[Side, Side]:
         spec = self.spec.contrastive
         assert spec is not None
-        own: Tensor | None = None
-        said: Tensor | None = None
-        if spec.published:
-            with torch.no_grad():
-                own_N = token_logprobs(
-                    read.hidden_NH.detach(),
-                    read.head.weight_VH.detach(),
-                    read.labels_N,
-                    mask_N=read.mask_N,
-                    bias=None if read.head.bias_V is None else read.head.bias_V.detach(),
-                    logit_scale=read.head.logit_scale,
-                    softcap=read.head.softcap,
-                    vocab_size=self.vocabulary_size,
-                    compute_dtype=self.compute_dtype,
-                    compiled=self.compiled,
-                )
-            own, said = own_N.view(read.shape), self._said(speech, read.batch)
+        gap_S: Tensor | None = read.batch.get(GAPS)
+        typical_2: Tensor | None = read.batch.get(TYPICAL)
+        if spec.published and gap_S is None:  # a batch by itself is its own window
+            gap_S = self._gaps(read, speech)
+            typical_2 = typical_gaps([read.batch], [gap_S])
         progress = float(read.batch.get(PROGRESS, 0.0))
-        return sides_of(spec, read.batch, said, own, progress=progress, num_pairs=read.batch.get(PAIRS))
+        return sides_of(spec, read.batch, gap_S, typical_2, progress=progress, num_pairs=read.batch.get(PAIRS))
+
+    @torch.no_grad()
+    def _gaps(self, read: Read, speech: Speech) -> Tensor:
+        """How much likelier each row is under the teacher, (B,)."""
+        own_N = token_logprobs(
+            read.hidden_NH.detach(),
+            read.head.weight_VH.detach(),
+            read.labels_N,
+            mask_N=read.mask_N,
+            bias=None if read.head.bias_V is None else read.head.bias_V.detach(),
+            logit_scale=read.head.logit_scale,
+            softcap=read.head.softcap,
+            vocab_size=self.vocabulary_size,
+            compute_dtype=self.compute_dtype,
+            compiled=self.compiled,
+        )
+        said_BL = self._said(speech, read.batch)
+        return likelihood_gap(said_BL, own_N.view(read.shape), read.mask_N.view(read.shape))
 
     def _has_policy(self, group: Group, batch: Mapping[str, Any]) -> bool:
         """Whether the policy term is taken at a group's tokens: it holds text of the student."""

@@ -50,7 +50,7 @@ class Windows:
         for batch in batches:
             batch[COUNTS], batch[PAIRS] = counts_3[:2], counts_3[2].clamp_min(1)
             batch[PROGRESS] = progress
-        self.objective.prepare(batches)
+        self.objective.prepare(batches, model, total)
         return batches
 
     def _with_contexts(self, batch: Batch) -> Batch:
