@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from lmdistill.data import Collator, row_of
 from lmdistill.errors import RecipeError
+from lmdistill.models import load_config
 from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
 from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context
 from lmdistill.stages.rollouts import rewards_of, trajectories_of
 from lmdistill.stages.student import Student
-from lmdistill.stages.teaching import AlignedTeacher, live_teacher, start_of
+from lmdistill.stages.teaching import AlignedTeacher, context_length, live_teacher, start_of
 from lmdistill.teachers import SelfTeacher, Teacher
 from lmdistill.training.adversary import Adversary
 from lmdistill.training.companions import Companion, Companions, KeptTexts
@@ -73,7 +74,7 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
     windows = None
     if texts is not None:
         contexts = context.recipe.teaching.context is not None
-        windows = Windows(texts, objective, contexts=contexts)
+        windows = Windows(texts, objective, contexts=contexts, longest=_teacher_context(context, model))
     moving = teacher if isinstance(teacher, SelfTeacher) else None
     held: list[Companion] = [KeptTexts(texts)] if texts is not None else []
     held += [each for each in (teacher, objective.reference) if isinstance(each, SelfTeacher)]
@@ -82,6 +83,14 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
     if isinstance(objective.aligned, AlignedTeacher):
         held += objective.aligned.companions
     return Equipment(collator, objective, windows, Companions(held, moving=moving, trajectories=texts))
+
+
+def _teacher_context(context: Context, model: PreTrainedModel) -> int | None:
+    """The most tokens that whoever teaches can read."""
+    spec = context.recipe.teaching
+    if spec.kind in ("self", "adapter_off"):
+        return context_length(model.config)
+    return context_length(load_config(context.recipe.teacher))
 
 
 def as_prompts(rows: list[dict[str, Any]]) -> Any:

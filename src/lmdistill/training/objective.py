@@ -198,7 +198,9 @@ class Objective:
         sums = self._compare(read, speech, num_items) if self.spec.contrastive is None else self._contrast(read, speech)
         cosine = hidden_NH.new_zeros((), dtype=torch.float32)
         if self.spec.hidden_cosine.weight > 0 and speech is not None and speech.hidden_NK is not None:
-            cosine = cosine_distance(hidden_NH, speech.hidden_NK, read.mask_N, num_items)
+            said_N = speech.parts[0].mask_N if speech.parts else None
+            mask_N = read.mask_N if said_N is None else read.mask_N & said_N
+            cosine = cosine_distance(hidden_NH, speech.hidden_NK, mask_N, num_items)
         loss, others = self._others(read, num_items)
         return StepLoss(
             loss=sums.loss + self.spec.hidden_cosine.weight * cosine + loss,
