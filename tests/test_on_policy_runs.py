@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from lmdistill.cli import app
 from lmdistill.errors import Interrupted
 from lmdistill.io import read_json
 from lmdistill.pipeline import run_recipe
 from lmdistill.recipe import Recipe, load_recipe
+from lmdistill.trajectories.journal import read
 from lmdistill.trajectories.window import Trajectories
 from small import small_overrides
 
@@ -143,6 +146,13 @@ def test_a_run_says_what_the_student_wrote(
     assert all(event["tokens"] >= event["texts"] > 0 for event in told)
     record = read_json(tmp_path / "run" / "stages" / "distil.json")
     assert record["written_tokens"] == sum(event["tokens"] for event in told)
+    texts = list(read(tmp_path / "run"))
+    assert sum(entry.tokens for entry in texts) == record["written_tokens"]
+    assert {entry.stage for entry in texts} == {"distil"}
+    assert all(entry.prompt.strip().endswith("assistant") for entry in texts)
+    shown = CliRunner().invoke(app, ["rollouts", str(tmp_path / "run"), "--last", "2"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count("prompt ") == 2
 
 
 def test_a_budget_of_time_ends_training(

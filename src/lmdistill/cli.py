@@ -22,6 +22,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -30,7 +31,7 @@ import typer
 
 from lmdistill import __version__
 from lmdistill.console import clean, make_console_progress, to_json
-from lmdistill.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, LmdistillError
+from lmdistill.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, DataError, LmdistillError
 
 EXIT_STOPPED = 130
 """Interrupted where there is nothing to resume, as shells count it (128 + SIGINT)."""
@@ -325,6 +326,34 @@ def report(
         _say(str(page))
 
 
+@app.command(epilog=EPILOG)
+@_answering()
+def rollouts(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder.")],
+    last: Annotated[int, typer.Option(min=1, metavar="N", help="Texts to show, the latest ones.")] = 5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read what the student wrote while it trained.
+
+    A share of its texts is kept (trajectories.rollouts.kept_share); the run may still be going on.
+    """
+    from lmdistill.trajectories.journal import FILE, recent
+
+    found = recent(folder, last)
+    if not found:
+        raise DataError(f"{folder}: no {FILE} with a text in it; does its recipe let the student write?")
+    if as_json:
+        _answer(texts=[asdict(entry) for entry in found])
+        return
+    for entry in found:
+        ending = "" if entry.finished else ", cut by the limit"
+        mean = "" if entry.mean_logprob is None else f", mean log-probability {entry.mean_logprob:.2f}"
+        _say(f"step {entry.step} {entry.stage} {entry.row_id}: {entry.tokens} tokens{mean}{ending}")
+        _say(f"  prompt  {clean(entry.prompt)}")
+        _say(f"  answer  {clean(entry.completion)}\n")
+
+
 signals = typer.Typer(
     name="signals",
     help="Look at stores of signals, check them, and merge them.",
@@ -428,6 +457,47 @@ def merge(
         _answer(store=output, rows=rows, sources=len(merged.sources))
     else:
         _say(f"store    {output}: {rows} rows of {len(merged.sources)} sources")
+
+
+@signals.command("import", epilog=EPILOG)
+@_answering(resumable=True)
+def import_answers(
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS", help="JSONL: prompt or messages, answer, and the API's logprobs, one a line."
+        ),
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model whose tokenizer reads the answers: the student.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where all is written.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The API's model, for the records.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Most log-probabilities kept at a position.")] = 20,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a store of what an API returned: answers with token log-probabilities.
+
+    Writes the training data, a store of the signals and a recipe into one folder; `lmdistill run` with that recipe
+    trains from them. Tokens of the API are found in the vocabulary by their bytes. Nothing is asked of anyone.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(answers)):
+        from lmdistill.arguments import model_spec
+        from lmdistill.pipeline import label_recipe
+        from lmdistill.recipe import load_recipe
+        from lmdistill.signals.importing import write_import
+    with progress.stage("import", f"{answers} to {output}"):
+        made = write_import(answers, model_spec(tokenizer), output, name, k)
+        if made.was_there:
+            progress.note(f"{made.recipe} was there and is left as it is")
+    store = label_recipe(load_recipe(made.recipe), progress=progress)
+    if as_json:
+        _answer(store=store, recipe=made.recipe, answers=made.answers)
+    else:
+        _say(f"store    {store}: {made.answers} answers\ntrain:   lmdistill run {made.recipe}")
 
 
 @app.command(epilog=EPILOG)

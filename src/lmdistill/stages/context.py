@@ -59,6 +59,11 @@ class Context:
             for stage in recipe_stages(self.recipe)
         )
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the teacher is an API that spoke before: it cannot be asked anything more."""
+        return self.recipe.signals.engine == "answers" and self.recipe.signals.kind != "live"
+
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's tokenizer."""
         return load_tokenizer(self.recipe.teacher)

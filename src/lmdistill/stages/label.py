@@ -16,12 +16,16 @@ from lmdistill.io import hash_bytes
 from lmdistill.models import load_model, output_head
 from lmdistill.recipe import ModelSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.signals.answers import AnswersEngine
+from lmdistill.signals.api_text import Vocabulary
 from lmdistill.signals.codec import Array
 from lmdistill.signals.engine import Engine
-from lmdistill.signals.label import LabelResult, label, source_of, store_folder
+from lmdistill.signals.label import LabelResult, label
 from lmdistill.signals.local import LocalEngine
+from lmdistill.signals.sources import source_of, store_folder
 from lmdistill.signals.store import TrainingSequence, source_key
 from lmdistill.stages.context import Context
+from lmdistill.teachers.token_bytes import TokenBytes
 from lmdistill.training.stored import KEY
 
 
@@ -64,7 +68,7 @@ def label_dataset(
 
     def engine() -> Engine:
         if not made:
-            made.append(_engine(context, len(tokenizer), head_tables))
+            made.append(_engine(context, tokenizer, head_tables))
         return made[0]
 
     def fill() -> LabelResult:
@@ -90,17 +94,24 @@ def label_dataset(
                 with context.stop.patient():
                     result = fill()
                 facts["tokens"] = result.tokens
-                if result.tokens and spec.engine == "local":
+                if result.tokens and spec.engine in ("local", "ray"):
                     facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
     finally:
-        for engine_made in made:
-            engine_made.close()
+        for used in made:
+            used.close()
+            if isinstance(used, AnswersEngine):
+                context.note(used.tally.sentence())
     return dataset.add_column(KEY, result.keys), result
 
 
-def _engine(context: Context, vocabulary_size: int, tables: dict[str, Array] | None) -> Engine:
+def _engine(context: Context, tokenizer: PreTrainedTokenizerBase, tables: dict[str, Array] | None) -> Engine:
     """Whoever the recipe lets speak."""
-    spec = context.recipe.signals
+    spec, vocabulary_size = context.recipe.signals, len(tokenizer)
+    if spec.engine == "answers":
+        assert spec.answers is not None  # the recipe checks it
+        known = TokenBytes(tokenizer)
+        vocabulary = Vocabulary(known.pieces, known.by_bytes(), known.encoder.control_ids)
+        return AnswersEngine(spec, Path(spec.answers).expanduser(), vocabulary)
     if spec.engine == "server":
         from lmdistill.signals.server import ServerEngine
 

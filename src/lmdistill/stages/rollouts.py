@@ -15,6 +15,7 @@ from lmdistill.errors import RecipeError
 from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
 from lmdistill.stages.context import Context
 from lmdistill.trajectories.interleaved import Speculative, TeacherMixed
+from lmdistill.trajectories.journal import Journal
 from lmdistill.trajectories.length import LengthBudget
 from lmdistill.trajectories.reader import Reader
 from lmdistill.trajectories.rewards import reward
@@ -89,7 +90,13 @@ def _journal(
     context: Context, spec: TrajectoriesSpec, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> Callable[[Sequence[Trajectory]], None]:
     """Keeps a share of what the student wrote in the run's folder."""
-    return lambda texts: None
+    share, seed = spec.rollouts.kept_share, context.recipe.seed
+    journal = Journal(context.folder.path, tokenizer, share=share, seed=seed, stage=name)
+
+    def keep(texts: Sequence[Trajectory]) -> None:
+        journal.keep(texts)
+
+    return keep
 
 
 def _writer(

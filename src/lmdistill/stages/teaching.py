@@ -23,7 +23,8 @@ from lmdistill.teachers import (
     ServedTeacher,
     Teacher,
 )
-from lmdistill.teachers.cross_tokenizer import CrossTokenizerObjective, CrossTokenizerTeacher
+from lmdistill.teachers.cross_objective import CrossTokenizerObjective
+from lmdistill.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lmdistill.teachers.served import ServedKind
 from lmdistill.teachers.translate import Translator
 from lmdistill.training.companions import Companion, KeptModule

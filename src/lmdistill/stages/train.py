@@ -232,7 +232,8 @@ def _callbacks(context: Context, job: Job, trainer: DistillTrainer, task: Any) -
 
 def _heldout(context: Context, student: Student, job: Job, model: nn.Module) -> dict[str, float]:
     scores = {}
-    teacher = context.teacher if job.objective.needs_teacher and not context.is_foreign else None
+    is_here = not (context.is_foreign or context.is_elsewhere)
+    teacher = context.teacher if job.objective.needs_teacher and is_here else None
     for name, dataset in job.heldout.items():
         found = quick_scores(
             model,

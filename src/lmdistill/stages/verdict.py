@@ -46,8 +46,8 @@ def judge(
     if context.folder.is_done(STAGE, key) and file.is_file():
         return Evaluation.model_validate(read_json(file)), True
     with context.stage(STAGE, key, "against the teacher and the baselines") as facts:
-        teacher = Subject(role="teacher", label="teacher", model=context.teacher)
-        subjects = [teacher] if foreign is None else []
+        teacher = None if context.is_elsewhere else Subject(role="teacher", label="teacher", model=context.teacher)
+        subjects = [teacher] if teacher is not None and foreign is None else []
         for role, result in results.items():
             subjects.append(_subject(context, role, result.folder, student.kept_ids))
         evaluation = evaluate(
@@ -59,7 +59,7 @@ def judge(
             seed=recipe.seed,
             progress=context.progress,
         )
-        if foreign is not None:
+        if teacher is not None and foreign is not None:
             evaluation = _with_foreign(context, evaluation, teacher, foreign)
         write_json(file, evaluation.model_dump(mode="json"))
         facts["tokens"] = sum(scores.tokens for model in evaluation.models for scores in model.texts.values())

@@ -38,6 +38,8 @@ class Entry:
     finished: bool
     mean_logprob: float | None
     """Mean log-probability of its tokens under the student; None where it is not known."""
+    stage: str = ""
+    """The training that it was written in."""
 
     @property
     def tokens(self) -> int:
@@ -48,9 +50,12 @@ class Entry:
 class Journal:
     """Appends to `rollouts.jsonl` of a run's folder."""
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, share: float, seed: int) -> None:
-        """`share` of the texts is kept, the same ones in every run with this seed."""
+    def __init__(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, share: float, seed: int, stage: str = ""
+    ) -> None:
+        """`share` of the texts is kept, the same ones in every run with this seed. `stage` names the training."""
         self.path = folder / FILE
+        self.stage = stage
         self.tokenizer = tokenizer
         self.share = share
         self.seed = seed
@@ -67,6 +72,7 @@ class Journal:
     def _line(self, item: Trajectory) -> str:
         logprobs = item.logprobs
         value = {
+            "stage": self.stage,
             "step": item.step,
             "row": item.row_id,
             "prompt": self.tokenizer.decode(item.prompt_ids),
@@ -100,6 +106,7 @@ def _entry(line: str) -> Entry | None:
         value = json.loads(line)
         mean = value["mean_logprob"]
         entry = Entry(
+            stage=str(value.get("stage", "")),
             step=int(value["step"]),
             row_id=str(value["row"]),
             prompt=str(value["prompt"]),
