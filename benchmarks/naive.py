@@ -41,6 +41,12 @@ def skew_reverse_kl(log_s_NV: Tensor, log_t_NV: Tensor, alpha: float = 0.1) -> T
     return reverse_kl(log_s_NV, log_m_NV)
 
 
+def skew_reverse_kl_detached(log_s_NV: Tensor, log_t_NV: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(s‖alpha s + (1 - alpha) t), the mixture held fixed."""
+    log_m_NV = torch.logaddexp(log_s_NV.detach() + math.log(alpha), log_t_NV + math.log(1 - alpha))
+    return reverse_kl(log_s_NV, log_m_NV)
+
+
 def total_variation(log_s_NV: Tensor, log_t_NV: Tensor) -> Tensor:
     """Half the summed distance."""
     return 0.5 * (log_s_NV.exp() - log_t_NV.exp()).abs().sum(-1)

@@ -158,6 +158,16 @@ def softmax_rows(
     _run(_softmax_kernel(view), compiled, raw_nV, rows, inverse_temperature)
 
 
+def add_at(raw_nV: Tensor, ids_nk: Tensor, values_nk: Tensor) -> None:
+    """raw[n, ids[n, k]] += values[n, k], in place; equal ids add up."""
+    if raw_nV.device.type == "cpu":
+        # scatter_add_ goes over the whole tensor where its numbers have 16 bits: as long as a matrix product.
+        rows_n1 = torch.arange(len(ids_nk))[:, None]
+        raw_nV.index_put_((rows_n1, ids_nk), values_nk.to(raw_nV.dtype), accumulate=True)
+    else:
+        raw_nV.scatter_add_(1, ids_nk, values_nk.to(raw_nV.dtype))
+
+
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from lmdistill.objectives.divergences import FLOOR, Divergence
-from lmdistill.objectives.rows import ChunkRows, LogitsView, log_normaliser, own_pull, softmax_rows, working_dtype
+from lmdistill.objectives.rows import (
+    ChunkRows,
+    LogitsView,
+    add_at,
+    log_normaliser,
+    own_pull,
+    softmax_rows,
+    working_dtype,
+)
 from lmdistill.objectives.surrogate import PolicyRule
 from lmdistill.signals.types import HeadExpectationSignal, SampledSignal, TokenSignal, TopKSignal
 
@@ -58,7 +66,7 @@ def top_k_rows(raw_nV: Tensor, rows: ChunkRows, signal: TopKSignal, definition: 
     label_z_n = _label_logits(raw_nV, rows, mix)
     filled_nk = signal.logprobs_Nk > -torch.inf
     # Added, not written: an empty slot may name the id of a filled one, or of a token in the tail.
-    raw_nV.scatter_add_(1, ids_nk, torch.where(filled_nk, -torch.inf, 0.0).to(raw_nV.dtype))
+    add_at(raw_nV, ids_nk, torch.where(filled_nk, -torch.inf, 0.0))
 
     inverse_t = raw_nV.new_tensor(1 / mix.temperature, dtype=dtype)
     masked_z_nk = top_z_nk.masked_fill(~filled_nk, -torch.inf)
@@ -90,7 +98,7 @@ def top_k_rows(raw_nV: Tensor, rows: ChunkRows, signal: TopKSignal, definition: 
         compiled=mix.compiled,
     )
     top_gradient_nk = mix.view.chain(top_gradient_nk * rows.weight_n[:, None], top_z_nk) * filled_nk
-    raw_nV.scatter_add_(1, ids_nk, top_gradient_nk.to(raw_nV.dtype))
+    add_at(raw_nV, ids_nk, top_gradient_nk)
     _subtract_labels(raw_nV, label_z_n, own.pull_n, rows, mix)
     return Costs(f_nC.sum(1), own.cross_entropy_n, own.policy_n)
 
@@ -227,7 +235,7 @@ def _pull(
         compiled=mix.compiled,
     )
     gradient_nk = mix.view.chain(-pulls_nk * rows.weight_n[:, None], z_nk)
-    raw_nV.scatter_add_(1, ids_nk, gradient_nk.to(raw_nV.dtype))
+    add_at(raw_nV, ids_nk, gradient_nk)
     _subtract_labels(raw_nV, label_z_n, own.pull_n, rows, mix)
     return own
 
@@ -237,4 +245,4 @@ def _subtract_labels(
 ) -> None:
     if label_z_n is not None and pull_n is not None:
         gradient_n = mix.view.chain(-rows.weight_n * pull_n, label_z_n)
-        raw_nV.scatter_add_(1, rows.labels_n[:, None], gradient_n[:, None].to(raw_nV.dtype))
+        add_at(raw_nV, rows.labels_n[:, None], gradient_n[:, None])

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from lmdistill.objectives.checks import check_shapes, common_vocabulary
 from lmdistill.objectives.products import add_product, product_dtype, project
-from lmdistill.objectives.rows import LogitsView, log_normaliser, softmax_rows, working_dtype
+from lmdistill.objectives.rows import LogitsView, add_at, log_normaliser, softmax_rows, working_dtype
 
 _CHUNK_BYTES = 160 * 2**20
 
@@ -245,12 +245,14 @@ def _head_gradient(
     normaliser_N: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """Project once more, chunk by chunk, and multiply the gradient of the raw outputs back."""
-    d_head_VH = torch.zeros_like(head_VH)
+    # Not zeros: the first chunk writes, the others add.
+    d_head_VH = torch.empty_like(head_VH)
+    d_head_VH[plan.vocabulary if len(plan.index_M) else 0 :] = 0
     d_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
-    for chunk_n, raw_nV, hidden_nH in plan.chunks(hidden_NH, head_VH, bias_V):
+    for number, (chunk_n, raw_nV, hidden_nH) in enumerate(plan.chunks(hidden_NH, head_VH, bias_V)):
         plan.softmax(raw_nV, normaliser_N[chunk_n], -d_found_Nk[chunk_n].sum(1))
-        raw_nV.scatter_add_(1, ids_Nk[chunk_n], d_own_Nk[chunk_n].to(raw_nV.dtype))
-        add_product(d_head_VH[: plan.vocabulary], raw_nV, hidden_nH, 1.0, keep=True)
+        add_at(raw_nV, ids_Nk[chunk_n], d_own_Nk[chunk_n])
+        add_product(d_head_VH[: plan.vocabulary], raw_nV, hidden_nH, 1.0, keep=number > 0)
         if d_bias_V is not None:
             d_bias_V[: plan.vocabulary] += raw_nV.sum(0)
     return d_head_VH, d_bias_V
