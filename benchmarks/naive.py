@@ -86,6 +86,7 @@ NAIVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         jsd,
         skew_forward_kl,
         skew_reverse_kl,
+        skew_reverse_kl_detached,
         total_variation,
         alpha_beta,
         adaptive_kl,
