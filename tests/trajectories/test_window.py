@@ -138,11 +138,16 @@ def test_a_window_in_use_survives_a_restart() -> None:
 
 
 def test_replayed_text_keeps_its_own_prompt_and_log_probabilities() -> None:
-    made = texts(source="mixture", mixture={"replay": {"start": 1.0}})
+    writer = EchoWriter()
+    made = texts(writer, source="mixture", mixture={"replay": {"start": 1.0, "capacity": 12}})
     window(made, 0)
-    made.buffer.max_staleness = None
+    assert not made.buffer.full
+    made.window([rows()[:4]], step=1, progress=1.0, model=None)  # type: ignore[arg-type]
+    assert made.buffer.full
+    assert len(writer.calls) == 2
     # progress 1: nothing is written any more, all of phi comes from the buffer
-    batches = made.window([rows()[:4]], step=1, progress=1.0, model=None)  # type: ignore[arg-type]
+    batches = made.window([rows()[:4]], step=2, progress=1.0, model=None)  # type: ignore[arg-type]
+    assert len(writer.calls) == 2
     for ids_L, labels_L, logs_L in zip(
         batches[0]["input_ids"], batches[0]["labels"], batches[0]["logprobs"], strict=True
     ):

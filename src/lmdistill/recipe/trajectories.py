@@ -68,9 +68,9 @@ class ShareSchedule(Section):
 class ReplaySpec(Section):
     """DistiLLM's adaptive replay of text that the student wrote earlier (2402.03898, section 3.2; released code).
 
-    A sample is the student's with probability phi, which rises from `start` by `rise` whenever the held-out loss rose
-    by more than `tolerance` since the last evaluation (`training.eval_strategy`). It is written anew with probability
-    phi * (1 - progress), else taken from the buffer.
+    A sample is the student's with probability phi, which rises from `start` by `rise` whenever the held-out loss
+    (`training.eval_strategy`) exceeds that of the last rise by `tolerance`. It is written anew with probability
+    phi * (1 - progress) and while the buffer is not full, else taken from the buffer.
     """
 
     capacity: Count = 1000
@@ -80,7 +80,7 @@ class ReplaySpec(Section):
     rise: Share = 0.1
     """How much phi rises."""
     tolerance: NonNegative = 0.1
-    """Rise of the held-out loss (nats a token) that is not yet answered."""
+    """Rise of the held-out loss (nats a token) that is answered."""
 
 
 class InterleavedSpec(Section):

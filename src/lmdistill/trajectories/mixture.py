@@ -36,14 +36,19 @@ class Mixture:
         replay = spec.mixture.replay if spec.source == "mixture" else None
         self.adaptive = AdaptiveShare(replay) if replay is not None else None
 
-    def choose(self, rows: Sequence[PromptRow], step: int, progress: float) -> list[Choice]:
-        """The samples of one window; `progress` is the share of training that is done."""
+    def choose(
+        self, rows: Sequence[PromptRow], step: int, progress: float, *, buffer_full: bool = True
+    ) -> list[Choice]:
+        """The samples of one window; `progress` is the share of training that is done.
+
+        As DistiLLM is released, nothing is replayed before the buffer is full: what would be is written anew.
+        """
         if self.spec.source == "student":
             return [Choice(row, Author.STUDENT) for row in rows for _ in range(self.samples_per_prompt)]
         if self.spec.mixture.paired:
             return [choice for row in rows for choice in self._pair(row)]
         chance = random.Random(f"mixture-{self.seed}-{step}")
-        return [self._one(row, chance.random(), progress) for row in rows]
+        return [self._one(row, chance.random(), progress, buffer_full) for row in rows]
 
     def _pair(self, row: PromptRow) -> list[Choice]:
         """The other text first, then the student's. A prompt without another text is left out."""
@@ -53,13 +58,13 @@ class Mixture:
         other = Author.TEACHER if wants_teacher else Author.DATASET
         return [Choice(row, other), *[Choice(row, Author.STUDENT)] * self.samples_per_prompt]
 
-    def _one(self, row: PromptRow, draw: float, progress: float) -> Choice:
+    def _one(self, row: PromptRow, draw: float, progress: float, buffer_full: bool) -> Choice:
         mixture = self.spec.mixture
         if self.adaptive is not None:
             if draw < self.adaptive.written_anew(progress):
                 return Choice(row, Author.STUDENT)
             if draw < self.adaptive.phi:
-                return Choice(row, Author.STUDENT, replayed=True)
+                return Choice(row, Author.STUDENT, replayed=buffer_full)
             student = self.adaptive.phi
         else:
             student = mixture.student.at(progress)

@@ -23,6 +23,11 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self._texts)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next text drives out an older one."""
+        return len(self._texts) == self._texts.maxlen
+
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         """Put texts in; the oldest leave where there is no room."""
         self._texts.extend(trajectories)
@@ -51,10 +56,12 @@ class AdaptiveShare:
         self._loss: float | None = None
 
     def heard(self, loss: float) -> None:
-        """A held-out loss was measured. As released, the one it is compared with is the last one measured."""
-        if self._loss is not None and loss >= self._loss + self.spec.tolerance:
+        """A held-out loss was measured. As released, it is compared with the one at the last rise, or the first one."""
+        if self._loss is None:
+            self._loss = loss
+        elif loss >= self._loss + self.spec.tolerance:
             self.phi = min(1.0, self.phi + self.spec.rise)
-        self._loss = loss
+            self._loss = loss
 
     def written_anew(self, progress: float) -> float:
         """The probability that a sample is written now; up to phi, it comes from the buffer."""

@@ -92,7 +92,7 @@ class Trajectories:
             self.mixture.adaptive.heard(loss)
 
     def _write(self, rows: Sequence[PromptRow], step: int, progress: float, model: PreTrainedModel) -> list[Sample]:
-        choices = self.mixture.choose(rows, step, progress)
+        choices = self.mixture.choose(rows, step, progress, buffer_full=self.buffer.full)
         fresh = [at for at, choice in enumerate(choices) if choice.author is Author.STUDENT and not choice.replayed]
         limit = self.budget.limit
         written: dict[int, Trajectory] = {}
