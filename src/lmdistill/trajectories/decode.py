@@ -156,7 +156,9 @@ def _next(waiting: list[Text], slots: int, live: int) -> list[Text]:
     return [waiting.pop() for _ in range(min(free, len(waiting)))]
 
 
-def advance_plainly(texts: Sequence[Text], reader: Reader, spec: GenerationSpec, author: Author, step: int) -> None:
+def advance_plainly(
+    texts: Sequence[Text], reader: Reader, spec: GenerationSpec, author: Author, step: int | None
+) -> None:
     """Draw each text's next token from one model. Raises TrainingError where its logits are NaN or infinite."""
     found = next_token(reader.read(last_tokens(texts))[:, 0], texts, spec, step)
     ids_B = found.draw(draws_at(texts, 0, found.logits_BV.device))
@@ -179,16 +181,24 @@ def draws_at(texts: Sequence[Text], stream: int, device: torch.device, ahead: in
     return torch.tensor(values, dtype=torch.float64).to(device)
 
 
-def next_token(logits_BV: Tensor, texts: Sequence[Text], spec: GenerationSpec, step: int) -> NextToken:
-    """The next token's distributions. Raises TrainingError naming the rows whose logits are none."""
+def next_token(logits_BV: Tensor, texts: Sequence[Text], spec: GenerationSpec, step: int | None) -> NextToken:
+    """The next token's distributions; `step` None: outside training.
+
+    Raises TrainingError naming the rows whose logits are none.
+    """
     found = NextToken(logits_BV, temperature=spec.temperature, top_p=spec.top_p)
     broken = found.broken_rows()
     if broken:
-        names = ", ".join(texts[row].row_id for row in broken[:8])
+        names, token = ", ".join(texts[row].row_id for row in broken[:8]), len(texts[broken[0]].answer_ids)
+        advice = "what was written before is intact. Load the model in float32, or leave these rows out"
+        if step is not None:
+            advice = (
+                "nothing was trained on them and the last checkpoint is intact. Lower training.learning_rate, or write "
+                "in float32"
+            )
         raise TrainingError(
-            f"step {step}: the logits that text is drawn from are NaN or infinite for {len(broken)} of {len(texts)} "
-            f"rows ({names}), at answer token {len(texts[broken[0]].answer_ids)}; nothing was trained on them and the "
-            "last checkpoint is intact. Lower training.learning_rate, or write in float32"
+            f"{'' if step is None else f'step {step}: '}the logits that text is drawn from are NaN or infinite for "
+            f"{len(broken)} of {len(texts)} rows ({names}), at answer token {token}; {advice}"
         )
     return found
 

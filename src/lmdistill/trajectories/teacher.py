@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lmdistill.errors import ModelError
 from lmdistill.io import append_line
 from lmdistill.progress import Progress
 from lmdistill.recipe import GenerationSpec
+from lmdistill.trajectories.decode import advance_plainly, begin, limits_of, write_all
+from lmdistill.trajectories.reader import Reader
+from lmdistill.trajectories.types import Author
+
+_BATCHES = 4
+"""Batches of a chunk: enough that slots seldom stand empty, few enough that a stopped run loses little."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +47,26 @@ def write_answers(
     seed: int,
     progress: Progress,
 ) -> list[Written]:
-    """Let the teacher answer every prompt, keeping each batch in `file` (JSON lines) as soon as it is written.
+    """Let the teacher answer every prompt, keeping each chunk in `file` (JSON lines) as soon as it is written.
 
-    Prompts are batched by length, which wastes least on padding, and each batch draws from a generator of its own
-    (seed, batch), so that a run that was stopped continues with the same text that it would have written. The teacher
-    is loaded only where a batch is missing.
+    A chunk is some batches of prompts alike in length. Its draws come from (seed, chunk, place) alone, so that a run
+    that was stopped continues with the same text that it would have written. The teacher is loaded only where a chunk
+    is missing. Raises DataError for a prompt that leaves no room for an answer, TrainingError for NaN logits.
     """
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    batches = [order[first : first + spec.batch_size] for first in range(0, len(order), spec.batch_size)]
-    done = {line.batch: line.written for line in _read(file)}
+    size = _BATCHES * spec.batch_size
+    chunks = [order[first : first + size] for first in range(0, len(order), size)]
+    done = {line.chunk: line.written for line in _read(file)}
     with progress.task("teacher writes", total=len(prompts) * spec.samples_per_prompt, unit="answers") as task:
-        for number, batch in enumerate(batches):
+        for number, chunk in enumerate(chunks):
             if number in done:
                 task.advance(len(done[number]))
                 continue
-            written = _answer(load_teacher(), tokenizer, [prompts[index] for index in batch], spec, seed + number)
+            given = [prompts[index] for index in chunk]
+            written = _answer(load_teacher(), tokenizer, given, spec, seed + number, lambda tokens: task.advance(1))
             append_line(file, _line(number, written))
             done[number] = written
-            task.advance(len(written))
-    return [item for number in range(len(batches)) for item in done[number]]
+    return [item for number in range(len(chunks)) for item in done[number]]
 
 
 def _answer(
@@ -67,7 +75,55 @@ def _answer(
     prompts: list[list[int]],
     spec: GenerationSpec,
     seed: int,
+    told: Callable[[int], None],
 ) -> list[Written]:
+    """Answers of one chunk: drawn by the sampler of the student's text, or searched for with beams."""
+    if spec.num_beams == 1:
+        try:
+            reader = Reader(teacher, len(tokenizer))
+        except ModelError:  # its layers keep more than keys and values; `generate` knows how to go on with them
+            pass
+        else:
+            return _sample(reader, tokenizer, prompts, spec, seed, told)
+    written = []
+    for first in range(0, len(prompts), spec.batch_size):
+        batch = _generate(teacher, tokenizer, prompts[first : first + spec.batch_size], spec, seed + first)
+        for item in batch:
+            told(len(item.answer_ids))
+        written += batch
+    return written
+
+
+def _sample(
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    spec: GenerationSpec,
+    seed: int,
+    told: Callable[[int], None],
+) -> list[Written]:
+    repeated = [prompt for prompt in prompts for _ in range(spec.samples_per_prompt)]
+    names = [f"prompt {number + 1} of {len(prompts)}" for number in range(len(prompts))]
+    row_ids = [name for name in names for _ in range(spec.samples_per_prompt)]
+    texts = begin(repeated, row_ids, seed, spec, limits_of(spec, [tokenizer.eos_token_id]))
+    write_all(
+        texts,
+        [reader],
+        lambda live: advance_plainly(live, reader, spec, Author.TEACHER, step=None),
+        slots=spec.batch_size,
+        told=told,
+    )
+    return [Written(text.prompt_ids, text.answer_ids, text.finished) for text in texts]
+
+
+def _generate(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    spec: GenerationSpec,
+    seed: int,
+) -> list[Written]:
+    """Answers of one batch, by transformers."""
     end_id = tokenizer.eos_token_id
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
     ids_BL, mask_BL = _pad_left(prompts, pad_id)
@@ -105,23 +161,23 @@ def _pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Line:
-    batch: int
+    chunk: int
     written: list[Written]
 
 
-def _line(batch: int, written: list[Written]) -> str:
+def _line(chunk: int, written: list[Written]) -> str:
     rows = [{"prompt": w.prompt_ids, "answer": w.answer_ids, "finished": w.finished} for w in written]
-    return json.dumps({"batch": batch, "written": rows})
+    return json.dumps({"chunk": chunk, "written": rows})
 
 
 def _read(file: Path) -> Iterator[_Line]:
-    """The batches already in the file. One whose line a kill cut short is left out, so that it is written again."""
+    """The chunks already in the file. One whose line a kill cut short is left out, so that it is written again."""
     if not file.is_file():
         return
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(text)
             rows = [Written(row["prompt"], row["answer"], row["finished"]) for row in value["written"]]
-            yield _Line(value["batch"], rows)
+            yield _Line(value["chunk"], rows)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
