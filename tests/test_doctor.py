@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from lmdistill.doctor import examine, tokenizer_differences
 from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
 from lmdistill.models import check_folder, load_tokenizer, resolve_path
 from lmdistill.recipe import ModelSpec, Recipe, resolve_recipe
+from logprob_server import serving
 
 
 def recipe(tiny: Path, text: Path, **changes: Any) -> Recipe:
@@ -105,3 +108,35 @@ def test_missing_things_are_said_with_what_to_do(tmp_path: Path) -> None:
         resolve_path("package:lmdistill/../../etc")
     with pytest.raises(ModelError, match="no such folder"):
         load_tokenizer(ModelSpec(model=str(tmp_path / "none")))
+
+
+def test_the_bias_of_a_server_is_stated_with_figures(tiny_llama_folder: Path, text_file: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder).eval()
+    with serving(model) as server:
+        teaching = {"kind": "server", "base_url": server.url, "k": 5}
+        diagnosis = examine(recipe(tiny_llama_folder, text_file, teaching=teaching))
+    said = found(diagnosis, "teaching", "note")
+    assert "%" in said
+    assert "5" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"teaching": {"kind": "self", "context": "{context} {prompt}"}}, "fields: {context: COLUMN}"),
+        ({"teaching": {"kind": "self"}}, "teaching.context"),
+        ({"teaching": {"kind": "routed", "models": {"law": {"model": "x"}}}}, "fields.teacher"),
+        ({"teaching": {"kind": "adapter_off"}}, "student.lora"),
+        ({"teaching": {"kind": "mixed"}}, "teaching.models"),
+        ({"teaching": {"kind": "server"}}, "teaching.base_url"),
+        ({"objective": {"policy": {"weight": 1.0}}}, "trajectories.source"),
+        ({"objective": {"preference": {"weight": 1.0}}}, "trajectories.source"),
+        ({"trajectories": {"source": "student", "interleaved": {}, "teacher_mixing": 0.2}}, "keep one of them"),
+        ({"trajectories": {"source": "student"}, "signals": {"kind": "top_k"}}, "signals.kind: live"),
+    ],
+)
+def test_recipes_without_what_they_need_are_refused_before_anything_runs(
+    changes: dict[str, Any], reason: str, tiny_llama_folder: Path, text_file: Path
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(reason)):
+        recipe(tiny_llama_folder, text_file, **changes)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lmdistill.data import first_documents
-from lmdistill.errors import LmdistillError, ModelError, RecipeError, TokenizerMismatch
+from lmdistill.errors import LmdistillError, ModelError, RecipeError, ServerLost, TokenizerMismatch
 from lmdistill.evaluation.responses import check_responses
 from lmdistill.io import free_bytes
 from lmdistill.models import (
@@ -35,9 +35,10 @@ from lmdistill.objectives.chunked import CHUNK_BYTES
 from lmdistill.objectives.rows import compiler_works
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
-from lmdistill.signals.label import check_source, source_of, store_folder
 from lmdistill.signals.manifest import MANIFEST, read_manifest
+from lmdistill.signals.sources import check_source, source_of, store_folder
 from lmdistill.students.plan import planned_config
+from lmdistill.teachers import ServedTeacher, served_bias
 from lmdistill.training.arguments import DEFAULTS, training_arguments
 
 Severity = Literal["ok", "note", "warning", "error"]
@@ -127,6 +128,7 @@ class _Doctor:
             self._training,
             self._data,
             self._signals,
+            self._teaching,
             self._responses,
             self._precision,
             self._licence,
@@ -279,6 +281,21 @@ class _Doctor:
         if spec is not None:
             check_responses(spec, self.recipe.data.evaluation)
             self.say("responses", "ok", f"up to {spec.prompts} prompts of each held-out text will be answered")
+
+    def _teaching(self) -> None:
+        spec = self.recipe.teaching
+        if spec.kind != "server" or spec.base_url is None or self.teacher_tokenizer is None:
+            return
+        name = spec.served_model or self.recipe.teacher.model
+        try:
+            teacher = ServedTeacher(spec.base_url, name, len(self.teacher_tokenizer), k=spec.k, requests=spec.requests)
+            measured = teacher.measure([self.teacher_tokenizer(probe)["input_ids"] for probe in PROBES])
+        except ServerLost as error:
+            self.say(
+                "teaching", "error", str(error), f"Start it, or name another in teaching.base_url: {spec.base_url}"
+            )
+            return
+        self.say("teaching", "note", served_bias(spec.k, measured=measured))
 
     def _precision(self) -> None:
         device = pick_device(self.recipe.machine.device)

@@ -134,6 +134,11 @@ class Recipe(Section):
                 _check_trajectories(self, stage.objective, stage.trajectories)
         return self
 
+    @model_validator(mode="after")
+    def _teaching(self) -> Recipe:
+        _check_teaching(self)
+        return self
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
@@ -171,6 +176,14 @@ def _check_signals(signals: SignalSpec, objective: ObjectiveSpec, student: Stude
         raise ValueError("signals.engine: server needs signals.base_url, for example http://127.0.0.1:8000/v1")
     if signals.engine == "server" and signals.temperature != 1:
         raise ValueError("a server's log-probabilities are those at temperature 1: set signals.temperature: 1")
+    if signals.engine == "answers":
+        if signals.answers is None:
+            raise ValueError("signals.engine: answers needs signals.answers, the file with what the API returned")
+        if kind != "top_k" or signals.tail != "bucket" or signals.temperature != 1:
+            raise ValueError(
+                "an API's answers give a few log-probabilities at temperature 1, at some positions none: with "
+                "signals.engine: answers, set signals.kind: top_k, tail: bucket and temperature: 1"
+            )
     if student.vocabulary is not None:
         raise ValueError("a store keeps the teacher's ids: student.vocabulary cannot be trimmed with signals on disk")
     if kind == "head_expectation" and not student.freeze_head:
@@ -198,6 +211,25 @@ def _check_trajectories(recipe: Recipe, objective: ObjectiveSpec, trajectories: 
             f"signals.kind: {recipe.signals.kind} keeps the teacher's word on text that is known beforehand, which the "
             "student's is not: use signals.kind: live, or trajectories.source: dataset or teacher"
         )
+
+
+def _check_teaching(recipe: Recipe) -> None:
+    """Refuse teachers that the data or the student cannot serve. Raises ValueError."""
+    teaching = recipe.teaching
+    sources = [source for stage in recipe_stages(recipe) for source in stage.train or []]
+    if teaching.context is not None and all(source.fields.context is None for source in sources):
+        raise ValueError(
+            "teaching.context puts a column of the data before the teacher, but no training source names one: set "
+            "fields: {context: COLUMN}"
+        )
+    if teaching.kind == "routed":
+        unnamed = next((source.path for source in sources if source.fields.teacher is None), None)
+        if unnamed is not None:
+            raise ValueError(f"teaching.kind: routed needs fields.teacher in every training source; {unnamed} has none")
+    if teaching.kind == "adapter_off" and recipe.student.lora is None:
+        raise ValueError("teaching.kind: adapter_off switches an adapter off: set student.lora")
+    if teaching.kind != "model" and recipe.signals.kind != "live":
+        raise ValueError(f"teaching.kind: {teaching.kind} speaks during training: use signals.kind: live")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
