@@ -91,8 +91,12 @@ def align_spans(student_bytes_n: Tensor, teacher_bytes_m: Tensor) -> Alignment:
         raise ValueError(
             f"the student's tokens cover {totals[0]} bytes but the teacher's {totals[1]}; align tokens of one text"
         )
-    common_G = torch.unique_consecutive(ends_n[torch.isin(ends_n, ends_m)])
-    common_G = common_G[common_G > 0]
+    if totals[0] == 0:
+        common_G = ends_n[:0]
+    else:
+        shared_n = ends_m[torch.searchsorted(ends_m, ends_n)] == ends_n
+        # Of tokens that end at one byte the first closes the group: those behind it cover nothing.
+        common_G = ends_n[shared_n & (student_bytes_n > 0)]
     bounds = [_first_and_end(ends, common_G) for ends in (ends_n, ends_m)]
     return Alignment(*bounds[0], *bounds[1])
 
