@@ -38,7 +38,7 @@ from lmdistill.recipe import (
 )
 from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
-from lmdistill.signals.label import store_folder
+from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context
 from lmdistill.stages.jobs import Job
 from lmdistill.stages.label import label_dataset

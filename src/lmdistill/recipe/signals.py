@@ -48,13 +48,16 @@ class SignalSpec(Section):
     """Sequences in one file of the store: as much as a kill can cost."""
     batch_tokens: Annotated[int, Field(ge=1)] = 2048
     """Tokens that the teacher reads at a time."""
-    engine: Literal["local", "server", "ray"] = "local"
+    engine: Literal["local", "server", "ray", "answers"] = "local"
     """Who lets the teacher speak: this process, a server that returns prompt log-probabilities (vLLM's, through its
-    OpenAI-compatible API; kinds `top_k`, `top_p` and `token`), or workers of Ray."""
+    OpenAI-compatible API; kinds `top_k`, `top_p` and `token`), or workers of Ray. `answers`: an API spoke before, and
+    what it returned stands in a file (kind `top_k`)."""
+    answers: str | None = None
+    """File with an API's answers and their token log-probabilities (`engine: answers`), JSONL; see docs/signals.md."""
     base_url: str | None = None
     """Address of the server (`engine: server`), for example http://127.0.0.1:8000/v1."""
     served_model: str | None = None
-    """The teacher's name on the server; `teacher.model` where absent."""
+    """The teacher's name on the server or of the API; `teacher.model` where absent."""
     requests: Count = 8
     """Requests that wait for the server at a time."""
     workers: Count = 2

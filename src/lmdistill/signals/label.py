@@ -13,17 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from lmdistill.errors import DataError, Interrupted, ModelError
 from lmdistill.io import RunLock
-from lmdistill.models import OutputHead, model_fingerprint, tokenizer_fingerprint
+from lmdistill.models import OutputHead
 from lmdistill.progress import Progress
-from lmdistill.recipe import Recipe, SignalSpec
+from lmdistill.recipe import SignalSpec
 from lmdistill.signals.codec import Array
 from lmdistill.signals.engine import Ask, Engine
 from lmdistill.signals.kinds import Kind, learn_kind, load_kind
 from lmdistill.signals.manifest import MANIFEST, MAX_VOCABULARY, Manifest, Shard, Source, write_manifest
+from lmdistill.signals.sources import check_source
 from lmdistill.signals.store import (
     SignalStore,
     StoredRow,
@@ -264,45 +263,3 @@ class _Job:
         else:
             self.manifest.shards[slot] = shard
         write_manifest(self.folder, self.manifest)
-
-
-def store_folder(recipe: Recipe) -> Path:
-    """Where a recipe's store lies."""
-    named = recipe.signals.store
-    return Path(named).expanduser() if named is not None else recipe.folder / "signals"
-
-
-def source_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, student_head: str | None = None) -> Source:
-    """Whose signals a recipe's are. `student_head` names the frozen head that `head_expectation` refers to."""
-    return Source(
-        teacher=recipe.teacher.model,
-        teacher_fingerprint=model_fingerprint(recipe.teacher),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        vocabulary_size=len(tokenizer),
-        signal=recipe.signals.meaning(),
-        student_head=student_head,
-        seed=recipe.seed,
-        tables="",
-        tables_sha256="",
-    )
-
-
-def check_source(known: Sequence[Source], wanted: Source, folder: Path) -> None:
-    """Raises ModelError where a store holds signals of other sources only."""
-    if any(source_key(source) == source_key(wanted) for source in known):
-        return
-    names = {
-        "teacher_fingerprint": "teacher",
-        "tokenizer_fingerprint": "tokenizer or chat template",
-        "vocabulary_size": "vocabulary",
-        "signal": "signal",
-        "seed": "seed",
-    }
-    other = [field for field in names if getattr(known[0], field) != getattr(wanted, field)]
-    field = other[0]
-    old, new = getattr(known[0], field), getattr(wanted, field)
-    shown = (old, new) if not isinstance(old, str) else (old[:12], new[:12])
-    raise ModelError(
-        f"{folder} holds signals of another {names[field]}: {shown[0]} there ({known[0].teacher}), {shown[1]} here "
-        f"({wanted.teacher}). Name another folder in signals.store, or delete this one"
-    )
