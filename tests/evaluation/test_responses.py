@@ -279,7 +279,8 @@ def test_differences_are_paired(found: Evaluation) -> None:
         difference = comparison.difference
         assert difference.value == pytest.approx(left.value - right.value)
         assert difference.low <= difference.value <= difference.high
-        assert (comparison.better == "neither") == (metric in ("own_nll", "length", "unfinished", "repetition"))
+        aimless = ("excess_error", "own_nll", "length", "unfinished", "repetition")
+        assert (comparison.better == "neither") == (metric in aimless)
     coverage = by_metric["coverage"].difference
     assert coverage.high - coverage.low < (sft.coverage.high - sft.coverage.low) + (
         student.coverage.high - student.coverage.low
@@ -376,3 +377,32 @@ def test_doctor_looks_before_training(
     recipe = small_recipe(tiny_llama_folder, text_file, tmp_path)
     findings = {finding.check: finding for finding in examine(recipe).findings}
     assert "lmdistill[eval]" in findings["responses"].message
+
+
+@pytest.mark.slow
+def test_a_real_teacher_tells_a_cut_student_from_itself(smollm2_folder: Path, tmp_path: Path) -> None:
+    """SmolLM2 answers chats and ends them; with a third of its layers gone it does worse by every measure."""
+    tokenizer = load_tokenizer(ModelSpec(model=str(smollm2_folder)))
+    teacher, student = (AutoModelForCausalLM.from_pretrained(smollm2_folder).eval() for _ in range(2))
+    student.model.layers = torch.nn.ModuleList([*student.model.layers[:10], *student.model.layers[20:]])
+    for number, layer in enumerate(student.model.layers):
+        layer.self_attn.layer_idx = number
+    student.config.num_hidden_layers = len(student.model.layers)
+    student.config.layer_types = None
+    countries = ("France", "Italy", "Spain", "Germany", "Japan", "China", "Russia", "Egypt")
+    questions = [f"What is the capital of {name}?" for name in countries]
+    path = tmp_path / "chats.jsonl"
+    rows = [{"prompt": question, "response": "It is a city."} for question in questions * 2]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    responses = ResponsesSpec(prompts=20, max_new_tokens=48, temperature=0.7)
+    found = judged(
+        [teacher, student], tokenizer, packed(tokenizer, path), SPEC.model_copy(update={"responses": responses})
+    )
+    best, worse = of(found, "teacher"), of(found, "student")
+    assert best.prompts == 8  # duplicates are read once
+    assert best.unfinished.value < 0.7
+    assert worse.rouge_teacher.value < best.rouge_teacher.value
+    assert worse.coverage.value > best.coverage.value
+    assert worse.likelihood.value > best.likelihood.value
+    assert worse.forward_kl_teacher.value > 0.1
+    assert any("capital of" in generation.answers["teacher"] for generation in found.responses)

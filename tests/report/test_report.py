@@ -203,7 +203,7 @@ def test_the_summary_says_when_the_student_wins_and_when_it_loses(tmp_path: Path
     won = summary_sentence(run_folder(tmp_path / "won"))
     assert "better in agreement, divergence and perplexity on boolq" in won
     assert "to 50 prompts of boolq have a ROUGE-L of 0.240 to the teacher's (the teacher itself 0.300, " in won
-    assert "along them its error is 25 % above that along the teacher's text, over 64 tokens." in won
+    assert "the teacher finds 5.00 nats of surprise a token in them, 2.00 in its own." in won
     assert "48.0 %" in won
     lost = summary_sentence(run_folder(tmp_path / "lost", student=0.5, sft=0.7))
     assert "worse in agreement, divergence and perplexity on boolq" in lost
@@ -240,9 +240,10 @@ def test_what_models_wrote_has_a_section_of_its_own(tmp_path: Path) -> None:
     for text in ("50 prompts of boolq", "ROUGE-L to the teacher&#39;s answers", "up to 64 tokens", "30.0%, 90.0%",
                  "Another one.", "The right one", "nothing: it ended at once"):  # fmt: skip
         assert text in section, text
-    assert section.count('class="best"') == 8  # one for each measure that has a better side
-    # what has no better side is said so, and differences from the teacher are not listed
-    assert '<td>-7.0<small>-6.3 to -7.7</small></td><td class="undecided">–</td>' in section
+    assert section.count('class="best"') == 7  # one for each measure that has a better side
+    assert '<td>+0.1000 <span class="better">better</span><small>+0.0900 to +0.1100</small></td>' in section
+    # what has no better side gets no verdict, and differences from the teacher are not listed
+    assert "<td>-7.0<small>-6.3 to -7.7</small></td>" in section
     assert "-7.7000" not in section
     without = write_report(run_folder(tmp_path / "old", answers=False)).read_text(encoding="utf-8")
     assert 'id="answers"' not in without

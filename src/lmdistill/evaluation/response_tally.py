@@ -24,13 +24,14 @@ LOWER_IS_BETTER: dict[ResponseMetric, bool | None] = {
     "forward_kl_own": True,
     "forward_kl_teacher": True,
     "reverse_kl_own": True,
-    "excess_error": True,
+    "excess_error": None,
     "own_nll": None,
     "length": None,
     "unfinished": None,
     "repetition": None,
 }
-"""None: more is neither better nor worse; how the teacher writes is the measure."""
+"""None: more is neither better nor worse. Of lengths and the like, how the teacher writes is the measure; of excess
+error, see `lmdistill.evaluation.exposure`."""
 
 BUCKETS: tuple[tuple[str, int, float], ...] = (
     ("0-5", 0, 5),

@@ -143,7 +143,8 @@ class ResponseScores(Record):
     reverse_kl_own: Interval | None = None
     """KL(model‖teacher) a token where the model wrote the prefix: what on-policy reverse KL minimises."""
     excess_error: Interval | None = None
-    """ExAccErr in per cent at `excess_length`, the longest length that all models reach."""
+    """ExAccErr in per cent at `excess_length`, the longest length that all models reach. Relative to the model's own
+    error along the teacher's text: no ranking by itself."""
     excess_length: int | None = None
     exposure: list[ExposurePoint] = []
 

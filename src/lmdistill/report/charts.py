@@ -168,24 +168,25 @@ def reliability(run: RunData) -> go.Figure | None:
 
 
 def exposure(run: RunData) -> go.Figure | None:
-    """Excess error against the length of what was written; each text has a line style of its own."""
+    """Excess error against the length of what was written; the first text with its interval, others in dashes."""
     figure = go.Figure()
+    texts = answered_texts(run)
     for model in run.evaluation.models if run.evaluation else ():
-        for number, (text, scores) in enumerate(model.responses.items()):
+        for number, text in enumerate(texts):
+            scores, colour = model.responses[text], COLOURS[model.role]
             if not scores.exposure:
                 continue
-            colour, group = COLOURS[model.role], f"{model.role}-{text}"
             lengths = [point.length for point in scores.exposure]
             band = [point.excess.high for point in scores.exposure], [point.excess.low for point in scores.exposure]
             # Plotly cannot make a theme's colour transparent: the interval is drawn as thin lines at its borders.
-            for border in band:
+            for border in band if number == 0 else ():
                 figure.add_scatter(
                     x=lengths,
                     y=border,
                     mode="lines",
                     line={"color": colour, "width": 1, "dash": "dot"},
                     opacity=0.5,
-                    legendgroup=group,
+                    legendgroup=model.role,
                     showlegend=False,
                     hoverinfo="skip",
                 )
@@ -193,11 +194,12 @@ def exposure(run: RunData) -> go.Figure | None:
                 x=lengths,
                 y=[point.excess.value for point in scores.exposure],
                 mode="lines",
-                name=LABELS[model.role] + (f", {text}" if len(model.responses) > 1 else ""),
-                legendgroup=group,
+                name=LABELS[model.role],
+                legendgroup=model.role,
+                showlegend=number == 0,
                 line={"color": colour, "width": 2, "dash": _DASHES[number % len(_DASHES)]},
                 customdata=[point.answers for point in scores.exposure],
-                hovertemplate="%{y:+.1f} % at %{x} tokens<br>%{customdata} answers<extra></extra>",
+                hovertemplate=f"{text}: %{{y:+.1f}} % at %{{x}} tokens<br>%{{customdata}} answers<extra></extra>",
             )
     if not figure.data:
         return None

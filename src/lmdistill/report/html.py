@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from lmdistill.evaluation.results import Interval, TokenHeat
 from lmdistill.io import write_text
 from lmdistill.report.charts import LABELS, PLACEHOLDERS, all_charts
-from lmdistill.report.responses import answered_texts, response_differences, response_table
+from lmdistill.report.responses import answered_texts, response_table
 from lmdistill.report.responses import shown as shown_interval
 from lmdistill.report.run_data import RunData, read_run
 from lmdistill.report.sentences import summary_of
@@ -72,7 +72,6 @@ def page_of(run: RunData) -> str:
         efficiency=_efficiency(run),
         differences=_differences(run),
         responses=[response_table(run, text) for text in answered_texts(run)],
-        response_differences=response_differences(run),
         heat=[_heat(found) for found in (run.evaluation.heat if run.evaluation else ())],
         heat_levels=HEAT_LEVELS,
         charts=charts,

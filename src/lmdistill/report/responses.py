@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from lmdistill.evaluation.results import Interval, ModelScores, ResponseMetric
+from lmdistill.evaluation.results import Comparison, Interval, ModelScores, ResponseMetric
 from lmdistill.report.run_data import RunData
 
 RESPONSE_METRICS = frozenset(get_args(ResponseMetric))
@@ -18,7 +18,7 @@ _MEASURES: tuple[tuple[str, str, str | None, str], ...] = (
     ("forward_kl_own", "KL(teacher‖student), own prefixes", "lower", "{:.4f}"),
     ("forward_kl_teacher", "KL(teacher‖student), the teacher's prefixes", "lower", "{:.4f}"),
     ("reverse_kl_own", "KL(student‖teacher), own prefixes", "lower", "{:.4f}"),
-    ("excess_error", "excess error from its own prefixes", "lower", "{:+.1f} %"),
+    ("excess_error", "excess error from its own prefixes", None, "{:+.1f} %"),
     ("own_nll", "surprise at its own answers", None, "{:.4f}"),
     ("length", "tokens an answer", None, "{:.1f}"),
     ("unfinished", "cut by the length limit", None, "{:.1%}"),
@@ -47,29 +47,30 @@ def response_table(run: RunData, text: str) -> dict[str, Any]:
         "prompts": scores.prompts,
         "answers": scores.answers,
         "length": length,
+        "differences": response_differences(run, text),
     }
 
 
-def response_differences(run: RunData) -> list[dict[str, Any]]:
-    """Paired differences of what was written, student minus other."""
-    labels = {name: (label, form) for name, label, _, form in _MEASURES}
-    found = []
-    for comparison in run.evaluation.comparisons if run.evaluation else ():
-        if comparison.other == "teacher" or comparison.metric not in RESPONSE_METRICS:
-            continue
-        label, form = labels[comparison.metric]
-        signed = form if "+" in form else form.replace("{:", "{:+")
-        verdict = {"student": "better", "other": "worse", "undecided": "undecided", "neither": "–"}[comparison.better]
-        found.append(
-            {
-                "other": comparison.other,
-                "text": comparison.text,
-                "metric": label,
-                "verdict": verdict,
-                **shown(comparison.difference, signed),
-            }
-        )
-    return found
+def response_differences(run: RunData, text: str) -> dict[str, Any]:
+    """Paired differences of what was written, student minus other: rows of measures, columns of others."""
+    comparisons = [c for c in run.evaluation.comparisons if c.text == text] if run.evaluation else []
+    found: dict[tuple[str, str], Comparison] = {
+        (c.metric, c.other): c for c in comparisons if c.metric in RESPONSE_METRICS and c.other != "teacher"
+    }
+    others = list(dict.fromkeys(other for _, other in found))
+    rows = [
+        {"label": label, "cells": [_difference(found.get((name, other)), form) for other in others]}
+        for name, label, _, form in _MEASURES
+    ]
+    return {"others": others, "rows": [row for row in rows if any(row["cells"])]}
+
+
+def _difference(comparison: Comparison | None, form: str) -> dict[str, str] | None:
+    if comparison is None:
+        return None
+    signed = form if "+" in form else form.replace("{:", "{:+")
+    verdict = {"student": "better", "other": "worse", "undecided": "undecided", "neither": ""}[comparison.better]
+    return {"verdict": verdict, **shown(comparison.difference, signed)}
 
 
 def shown(interval: Interval, form: str) -> dict[str, str]:

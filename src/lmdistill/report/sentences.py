@@ -68,7 +68,7 @@ def _against_sft(run: RunData) -> str:
 
 def _written(run: RunData) -> str:
     """How like the teacher's the student's own answers are, on the first text that was answered."""
-    student = run.model("student")
+    student, teacher = run.model("student"), run.model("teacher")
     if student is None or not student.responses:
         return ""
     text, scores = next(iter(student.responses.items()))
@@ -77,7 +77,7 @@ def _written(run: RunData) -> str:
     others = [
         f"{label} {found.value:.3f}"
         for label, model in (
-            ("the teacher itself", run.model("teacher")),
+            ("the teacher itself", teacher),
             ("before training", run.model("none")),
             ("fine-tuned without it", run.model("sft")),
         )
@@ -85,13 +85,10 @@ def _written(run: RunData) -> str:
     ]
     said = f" Its own answers to {scores.prompts} prompts of {text} have a ROUGE-L of {scores.rouge_teacher.value:.3f} "
     said += f"to the teacher's ({', '.join(others)})"
-    if scores.excess_error is None:
+    if scores.likelihood is None or teacher is None:
         return said + "."
-    share, above = abs(scores.excess_error.value), scores.excess_error.value >= 0
-    return (
-        f"{said}; along them its error is {share:.0f} % {'above' if above else 'below'} that along the teacher's text, "
-        f"over {scores.excess_length} tokens."
-    )
+    surprise, own = scores.likelihood.value, teacher.responses[text].own_nll.value
+    return f"{said}; the teacher finds {surprise:.2f} nats of surprise a token in them, {own:.2f} in its own."
 
 
 def _grouped(texts_of: dict[str, list[str]], count: int) -> str:
