@@ -402,9 +402,9 @@ def _pieces(
     speaks_itself = group.label_weight > 0 or has_policy
     if speech is None:
         return [(None, group.mask_N, group.num_items)] if speaks_itself else []
+    if group.term.spec.weight == 0 and not speaks_itself:
+        return []
     if len(speech.parts) == 1 and speech.parts[0].mask_N is None:
-        if group.term.spec.weight == 0 and not speaks_itself:
-            return []
         return [(speech.parts[0].signal, group.mask_N, group.num_items)]
     count = group.num_items if group.num_items is not None else max(1, int(group.mask_N.sum()))
     pieces: list[tuple[Signal | None, Tensor, Tensor | float | None]] = []

@@ -42,6 +42,9 @@ class DistillTrainer(Trainer):
         """`heldout_scores` measures the student for `eval_strategy`; `windows` writes the texts of each optimiser step,
         where batches are lists of prompts (`lmdistill.data.PromptRow`); the rest is the Trainer's.
         """
+        if heldout_scores is not None:
+            # The Trainer wants a data set before it evaluates; `evaluate` below does not look at it.
+            kwargs.setdefault("eval_dataset", kwargs.get("train_dataset"))
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
         self.heldout_scores = heldout_scores
