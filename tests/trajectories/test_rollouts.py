@@ -95,6 +95,19 @@ def test_what_ran_before_does_not_matter_and_seeds_do() -> None:
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers move
 
 
+def test_equal_prompts_are_read_once_and_answered_differently() -> None:
+    model, given = tiny(), [prompt for prompt in prompts(5) for _ in range(3)]
+    made, lengths = writer(model, batch_size=6), []
+    made._readers[0].model.register_forward_pre_hook(
+        lambda module, args: lengths.append(tuple(args[0].shape)), with_kwargs=False
+    )
+    found = write(made, given)
+    assert lengths[0][0] == 2  # six slots, two prompts
+    for place, one in enumerate(found):
+        assert one.answer_ids == write_naively(model, given[place], place, seed=5, limit=12)[0]
+    assert len({tuple(one.answer_ids) for one in found}) > 10
+
+
 def test_a_shorter_limit_gives_the_beginning_of_the_same_text() -> None:
     made, given, heard = writer(tiny()), prompts(6), []
     whole = write(made, given, told=heard.append)

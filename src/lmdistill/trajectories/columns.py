@@ -50,15 +50,15 @@ class ColumnCache(Cache):
         self.starts = [start - first + lead for start in self.starts]
         self.end = lead + width
 
-    def add(self, source: Cache, lengths: Sequence[int]) -> None:
-        """New texts, whose keys and values another cache holds from its column 0 on; None for empty texts."""
+    def add(self, source: Cache, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """New texts, whose keys and values these rows of another cache hold from its column 0 on."""
         self.reserve(len(self.starts) + len(lengths), before=max(lengths), after=0)
-        row = len(self.starts)
+        first = len(self.starts)
         self.starts += [self.end - length for length in lengths]
         for number, layer in enumerate(source.layers):
             while len(self.layers) <= number:
                 self.layers.append(self._layer())
-            self.made[number].take_over(layer, row, lengths)
+            self.made[number].take_over(layer, rows, lengths, first)
 
     def take_back(self, counts: Sequence[int]) -> None:
         """Forget the last columns of each text, so many of each."""
@@ -128,14 +128,14 @@ class ColumnLayer(CacheLayerMixin):
         """No limit."""
         return -1
 
-    def take_over(self, source: Any, row: int, lengths: Sequence[int]) -> None:
-        """Copy the keys and values of texts from another cache's layer into the rows from `row` on."""
+    def take_over(self, source: Any, rows: Sequence[int], lengths: Sequence[int], first: int) -> None:
+        """Copy the keys and values of texts from these rows of another cache's layer into ours from `first` on."""
         if not source.is_initialized:  # a layer that uses another's keys
             return
         read = (source.keys, source.values)
         for buffer, states in zip(self._buffers(*read), read, strict=True):
-            for number, length in enumerate(lengths):
-                buffer[row + number, :, self.owner.end - length : self.owner.end] = states[number, :, :length]
+            for target, (row, length) in enumerate(zip(rows, lengths, strict=True), start=first):
+                buffer[target, :, self.owner.end - length : self.owner.end] = states[row, :, :length]
 
     def copy_row(self, source: int, target: int) -> None:
         """One text's keys and values over another's."""

@@ -36,16 +36,17 @@ class Reader:
 
     @torch.inference_mode()
     def admit(self, texts: Sequence[Sequence[int]]) -> None:
-        """Read new texts, which may be empty; they take the next numbers."""
-        lengths = [len(text) for text in texts]
+        """Read new texts, which may be empty; they take the next numbers. Equal ones are read once."""
         found = DynamicCache()  # without the configuration: a sliding window's layer would keep its padded end only
-        if max(lengths) > 0:
-            ids_BL = torch.zeros(len(texts), max(lengths), dtype=torch.long)
-            for row, text in enumerate(texts):  # padded behind: what comes later changes nothing of what is before
-                ids_BL[row, : len(text)] = torch.as_tensor(text)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(map(tuple, texts)))}
+        longest = max(map(len, rows))
+        if longest > 0:
+            ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
+            for text, row in rows.items():  # padded behind: what comes later changes nothing of what is before
+                ids_BL[row, : len(text)] = torch.tensor(text)
             none = torch.empty(0, dtype=torch.long, device=self.model.device)
             self._forward(ids_BL, found, logits_to_keep=none)
-        self._cache.add(found, lengths)
+        self._cache.add(found, [rows[tuple(text)] for text in texts], [len(text) for text in texts])
 
     @torch.inference_mode()
     def read(self, ids_Bq: Tensor) -> Tensor:
