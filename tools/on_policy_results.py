@@ -49,6 +49,8 @@ MEASURES = (
     Measure("forward_kl", "KL(teacher‖student), nats", 3, True),
     Measure("reverse_kl", "KL(student‖teacher), nats", 3, True),
     Measure("agreement", "agreement, %", 1, False, 100),
+    Measure("forward_kl_own", "KL(teacher‖student) on its own text, nats", 3, True),
+    Measure("reverse_kl_own", "KL(student‖teacher) on its own text, nats", 3, True),
     Measure("rouge_teacher", "ROUGE-L to the teacher's answers, %", 1, False, 100),
     Measure("exposure", "exposure bias at the last length, %", 1, True),
     Measure("calibration_error", "calibration error, %", 2, True, 100),
@@ -144,6 +146,8 @@ def scores_of(recipe: Mapping[str, Any]) -> dict[str, float]:
         "agreement": _value(scores.agreement),
         "calibration_error": scores.calibration_error.value,
         "rouge_teacher": _value(answers.rouge_teacher),
+        "forward_kl_own": _value(answers.forward_kl_own),
+        "reverse_kl_own": _value(answers.reverse_kl_own),
         "likelihood": _value(answers.likelihood),
         "repetition": answers.repetition.value,
         "exposure": _value(answers.excess_error),
@@ -225,8 +229,9 @@ def table(
     if measure.name == "exposure" and not math.isnan(warm["exposure_length"]):
         lines += [
             "",
-            f"Excess error after {warm['exposure_length']:.0f} tokens of its own, over the same number after "
-            "the teacher's (ExAccErr).",
+            f"ExAccErr at {warm['exposure_length']:.0f} tokens: KL accumulated along the student's own prefixes over "
+            "that along the teacher's, less 1. Read it beside the KL on the student's own text: a weak student leads to "
+            "places where the teacher is unsure too, which makes it negative and is no merit. It counts in no verdict.",
         ]
     return [*lines, ""]
 
@@ -269,7 +274,8 @@ def verdict(
     """Who won at what, by intervals alone."""
     lines = ["## Verdict", ""]
     base = ways[0]
-    for measure in MEASURES:
+    judged = [measure for measure in MEASURES if measure.name != "exposure"]
+    for measure in judged:
         better, worse, open_ = [], [], []
         for way in ways[1:]:
             mean, half = spread(paired(measure, way, base, seeds, scores))
@@ -285,7 +291,7 @@ def verdict(
             f"not told apart: {', '.join(open_)}" if open_ else "",
         ]
         lines.append(f"- **{measure.title}**: {'; '.join(part for part in said if part)}.")
-    count = (len(ways) - 1) * len(MEASURES)
+    count = (len(ways) - 1) * len(judged)
     lines += [
         "",
         f"{count} comparisons at 95 % each: about {0.05 * count:.1f} of them would look decided by chance alone.",
