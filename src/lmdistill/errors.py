@@ -80,3 +80,48 @@ class Interrupted(LmdistillError, RuntimeError):
 
 class ServerLost(Interrupted):
     """A server did not answer after all retries; what was done is kept, and the same command goes on from there."""
+
+
+class TeacherError(LmdistillError, RuntimeError):
+    """A teacher behind an API does not answer; what it answered before is in the ledger.
+
+    Its branches are how a request is tried again: Refused not at all, Busy as told, Broken later, BadAnswer twice more.
+    """
+
+
+class Refused(TeacherError):
+    """The server refuses and will go on refusing (key, money, name of the model): mend it, then run again."""
+
+    exit_code = EXIT_INPUT
+
+
+class Unanswerable(TeacherError):
+    """The server refuses this one request (too long, against its policy); others go on."""
+
+
+class Busy(TeacherError):
+    """The server asks to wait."""
+
+    def __init__(self, message: str, wait_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+        """As told; None where it said nothing usable."""
+
+
+class Broken(TeacherError):
+    """The server or the way to it failed; later it may work."""
+
+
+class BadAnswer(TeacherError):
+    """An answer came and cannot be used."""
+
+    def __init__(self, message: str, raw: bytes = b"") -> None:
+        super().__init__(message)
+        self.raw = raw
+        """What came, or its beginning."""
+
+
+class BudgetSpent(TeacherError):
+    """The next call would exceed a cap: raise it, then the same command goes on."""
+
+    exit_code = EXIT_INTERRUPTED

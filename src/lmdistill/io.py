@@ -18,11 +18,11 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from lmdistill.errors import CorruptFile, RunFolderInUse, StorageError, UnsafePath
 
@@ -37,12 +37,23 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, and be sure that it is on the disk. Raises StorageError."""
+    _write(path, [data], len(data))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """`write_bytes` of UTF-8 lines that need not be in memory together; none of them may hold a line break."""
+    _write(path, (line.encode("utf-8", errors="replace") + b"\n" for line in lines), 0)
+
+
+def _write(path: Path, parts: Iterable[bytes], size: int) -> None:
+    """Write parts as one file, whole or not at all."""
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    with _storage(path, len(data)):
+    with _storage(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -184,18 +195,21 @@ def remove_leftovers(folder: Path) -> list[Path]:
     return removed
 
 
-class RunLock:
-    """Ownership of a run folder by one process, for as long as it lives.
+class FileLock:
+    """Ownership of a lock file by one process, for as long as it lives.
 
     The lock itself is the operating system's (flock), so that it ends with its process however that ends; the file's
     content only tells others who it is. Raises RunFolderInUse with process, host and start of the owner.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
+    def __init__(self, path: Path, held: Path, advice: str) -> None:
+        """`held` is what the lock stands for and `advice` what another process may do, both for the message."""
+        self.path = path
+        self._held = held
+        self._advice = advice
         self._file: int | None = None
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> Self:
         with _storage(self.path, 200):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -204,14 +218,11 @@ class RunLock:
         except OSError as error:
             owner = _owner(handle)
             os.close(handle)
-            raise RunFolderInUse(
-                f"{self.path.parent} is in use by {owner}; wait for it, stop it, or give this run another name"
-            ) from error
+            raise RunFolderInUse(f"{self._held} is in use by {owner}; {self._advice}") from error
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
         self._file = handle
-        remove_leftovers(self.path.parent)
         return self
 
     def __exit__(
@@ -221,6 +232,18 @@ class RunLock:
             os.ftruncate(self._file, 0)
             os.close(self._file)
             self._file = None
+
+
+class RunLock(FileLock):
+    """Ownership of a run folder; what dead processes left in it is removed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / ".lock", folder, "wait for it, stop it, or give this run another name")
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        remove_leftovers(self.path.parent)
+        return self
 
 
 def _owner(handle: int) -> str:
