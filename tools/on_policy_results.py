@@ -230,8 +230,8 @@ def table(
         lines += [
             "",
             f"ExAccErr at {warm['exposure_length']:.0f} tokens: KL accumulated along the student's own prefixes over "
-            "that along the teacher's, less 1. Read it beside the KL on the student's own text: a weak student leads to "
-            "places where the teacher is unsure too, which makes it negative and is no merit. It counts in no verdict.",
+            "that along the teacher's, less 1. Read it beside the KL on the student's own text: a weak student leads "
+            "to places where the teacher is unsure too, which makes it negative and is no merit. It counts in no verdict.",
         ]
     return [*lines, ""]
 
