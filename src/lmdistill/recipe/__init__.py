@@ -6,6 +6,7 @@ refused with the nearest known name. The string under a field is its documentati
 from it and nowhere else is a field described.
 """
 
+from lmdistill.recipe.api import ApiLimits, ApiPrice, ApiRetries, ApiSpec, LlamaCppSpec, is_this_machine
 from lmdistill.recipe.base import (
     AnySection,
     Count,
@@ -61,6 +62,10 @@ __all__ = [
     "DIVERGENCE_PARAMETERS",
     "AnswerSpec",
     "AnySection",
+    "ApiLimits",
+    "ApiPrice",
+    "ApiRetries",
+    "ApiSpec",
     "BudgetSpec",
     "ContrastiveSpec",
     "Count",
@@ -76,6 +81,7 @@ __all__ = [
     "HiddenCosineTerm",
     "InterleavedSpec",
     "LengthSpec",
+    "LlamaCppSpec",
     "LoraSpec",
     "MachineSpec",
     "MixtureSpec",
@@ -105,6 +111,7 @@ __all__ = [
     "VocabularySpec",
     "WidthSpec",
     "dump_recipe",
+    "is_this_machine",
     "load_recipe",
     "merge",
     "names_a_folder",

@@ -25,7 +25,13 @@ def names_a_folder(name: str) -> bool:
 class Section(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, field docs are the strings under the fields."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
 
 
 AnySection = TypeVar("AnySection", bound=Section)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from lmdistill.recipe.api import ApiSpec
 from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
 from lmdistill.recipe.data import DataSpec, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec
@@ -104,6 +105,8 @@ class Recipe(Section):
     """What the run uses of the machine."""
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     """When training ends before its last step."""
+    api: ApiSpec | None = None
+    """A teacher behind an API, for methods that learn from its text."""
 
     @field_validator("name")
     @classmethod

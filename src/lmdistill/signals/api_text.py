@@ -13,6 +13,7 @@ Shape legend: N positions, k slots of a position.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,28 @@ def signal_of_answer(
     tally.signals = int((found.logprobs_Nk[:, :1] > -np.inf).sum())
     tally.unsaid = len(ids_N) - tally.signals - tally.cut_otherwise
     return {"ids": found.ids_Nk, "logprobs": found.logprobs_Nk}, tally
+
+
+def check_logprobs(logprobs: Any, asked: int) -> None:
+    """Check what an API said of its own tokens before anything is made of it.
+
+    Raises DataError for another format, no tokens, numbers that are no log-probabilities, alternatives that are not
+    sorted or fewer than `asked`, and probabilities above 1 in sum.
+    """
+    said = _read(logprobs, "the answer")
+    if not said:
+        raise DataError("no tokens")
+    named = isinstance(logprobs.get("tokens"), list)  # completions: alternatives of the same text are one there
+    for place, token in enumerate(said):
+        values = [logprob for _, _, logprob in token.others]
+        if any(not value <= _ABOVE_ZERO for value in (token.logprob, *values)):
+            raise DataError(f"token {place}, {token.text!r}: a value above 0 or NaN")
+        if not named and len(values) < asked:
+            raise DataError(f"token {place}, {token.text!r}: {len(values)} alternatives of {asked} asked for")
+        if not named and any(after > before for before, after in itertools.pairwise(values)):
+            raise DataError(f"token {place}, {token.text!r}: the alternatives are not sorted")
+        if (total := sum(map(math.exp, values))) > 1 + _ABOVE_ONE:
+            raise DataError(f"token {place}, {token.text!r}: the probabilities come to {total:.4f}, more than 1")
 
 
 class _Rows:
