@@ -231,7 +231,7 @@ def table(
             "",
             f"ExAccErr at {warm['exposure_length']:.0f} tokens: KL accumulated along the student's own prefixes over "
             "that along the teacher's, less 1. Read it beside the KL on the student's own text: a weak student leads "
-            "to places where the teacher is unsure too, which makes it negative and is no merit. It counts in no verdict.",
+            "to places where the teacher is unsure too: it turns negative, which is no merit. It counts in no verdict.",
         ]
     return [*lines, ""]
 
