@@ -39,6 +39,7 @@ from lmdistill.signals.manifest import MANIFEST, read_manifest
 from lmdistill.signals.sources import check_source, source_of, store_folder
 from lmdistill.students.plan import planned_config
 from lmdistill.teachers import ServedTeacher, served_bias
+from lmdistill.teachers.coverage import coverage
 from lmdistill.training.arguments import DEFAULTS, training_arguments
 
 Severity = Literal["ok", "note", "warning", "error"]
@@ -127,6 +128,7 @@ class _Doctor:
             self._objective,
             self._training,
             self._data,
+            self._coverage,
             self._signals,
             self._teaching,
             self._responses,
@@ -261,6 +263,35 @@ class _Doctor:
         if not self.recipe.data.evaluation:
             fix = "Add data.evaluation, best with text from another source too."
             self.say("data", "warning", "no held-out text: nothing can be said about what was kept.", fix)
+
+    def _coverage(self) -> None:
+        """How much of the text can be compared between tokenizers; refused below the recipe's threshold."""
+        stages = [stage for stage in recipe_stages(self.recipe) if stage.objective is not None]
+        spec = self.recipe.student
+        across = [stage.objective.cross_tokenizer for stage in stages if stage.objective is not None]
+        terms = [term for term in across if term is not None]
+        if not terms or spec.model is None or self.teacher_tokenizer is None:
+            return
+        sources = [source for stage in stages for source in stage.train or []]
+        texts = [
+            document.plain
+            for source in sources
+            for document in first_documents(source, _FIRST_ROWS, self.recipe.data.on_bad_rows)
+        ]
+        found = coverage(load_tokenizer(spec.model), self.teacher_tokenizer, texts)
+        share = found.of_bytes
+        message = (
+            f"of the bytes of {found.texts} texts {share.one_to_one:.1%} are one token of each tokenizer, "
+            f"{share.merged:.1%} equal groups of several, {share.none:.1%} neither; of the student's tokens "
+            f"{found.of_student_tokens.aligned:.1%} are compared; {found.shared_tokens:,} tokens stand in both"
+        )
+        problem = found.problem(max(term.minimum_coverage for term in terms))
+        self.say("coverage", "ok" if problem is None else "error", message if problem is None else f"{problem}.")
+        if not found.end_is_paired:
+            fix = "The student learns when to stop from the text alone: give objective.cross_entropy a weight."
+            self.say(
+                "coverage", "warning", "the student's end of text has no counterpart in the teacher's tokens.", fix
+            )
 
     def _signals(self) -> None:
         spec = self.recipe.signals
