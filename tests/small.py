@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from lmdistill.recipe import Recipe, load_recipe
+from lmdistill.recipe import Recipe, load_recipe, recipe_stages
+
+ROOT = Path(__file__).parents[1]
 
 SMALL = [
     "teacher.gguf_file=null",
@@ -24,16 +27,25 @@ SPEED = "evaluation.speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}"
 def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -> list[str]:
     """A tiny teacher, a handful of texts, two steps a stage; `speed` says whether speed and memory are measured."""
     plain = load_recipe(recipe)
-    overrides = [*SMALL, SPEED if speed else "evaluation.speed=null", f"teacher.model={tiny}"]
+    foreign = any(stage.objective and stage.objective.cross_tokenizer for stage in recipe_stages(plain))
+    teacher = foreign_folder(tiny) if foreign else tiny
+    overrides = [*SMALL, SPEED if speed else "evaluation.speed=null", f"teacher.model={teacher}"]
     source = f"{{path: {text}, fields: {{text: text}}, part: train, heldout_share: 0.2}}"
-    overrides += [f"data.train=[{source}]"]
+    if plain.data.train[0].path.startswith("recipes/"):  # rows with columns that the recipe needs
+        overrides += [f"data.train.0.path={ROOT / plain.data.train[0].path}", "data.train.0.limit=8"]
+        overrides += ["data.max_length=192"]
+    else:
+        overrides += [f"data.train=[{source}]"]
     overrides += [f"data.evaluation={{held: {source.replace('part: train', 'part: heldout')}}}"]
     for number, stage in enumerate(plain.stages):
         if stage.train is not None:
             overrides.append(f"stages.{number}.train=[{source}]")
     if plain.data.difference is not None:
         overrides.append(f"data.difference.reference.model={tiny}")
+    overrides += [f"teaching.models.{name}={{model: {tiny}}}" for name in plain.teaching.models]
     student = plain.student
+    if student.start == "pretrained":
+        overrides.append(f"student.model={{model: {tiny}}}")
     if student.depth is not None:
         overrides += ["student.depth.keep=2", "student.calibration_tokens=64"]
     if student.layers is not None:
@@ -42,9 +54,51 @@ def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -
         overrides.append("student.width={intermediate: 32}")
     if student.start == "config":
         overrides.append("student.config={num_hidden_layers: 2}")
+    if plain.trajectories.on_policy:
+        overrides += _small_writing(plain)
     return [*overrides, "trajectories.generation.max_new_tokens=4", "trajectories.max_prompts=8"]
 
 
 def small(recipe: Path, tiny: Path, text: Path, folder: Path, speed: bool = False) -> Recipe:
     """The small recipe, to be run below `folder`."""
     return load_recipe(recipe, [*small_overrides(recipe, tiny, text, speed), f"runs={folder}", "name=run"])
+
+
+def _small_writing(plain: Recipe) -> list[str]:
+    """Overrides for a recipe whose student writes. What all recipes share is left to those that do not."""
+    overrides = ["trajectories.generation.prompt_tokens=6", "evaluation.prompts=[]"]
+    if plain.name != "gkd":
+        overrides.append("evaluation.baselines=[none]")
+    if plain.objective.policy.samples_per_prompt > 1:
+        overrides += ["objective.policy.samples_per_prompt=2", "objective.policy.discriminator_warmup=1"]
+    if "eval_steps" in plain.training:
+        overrides.append("training.eval_steps=1")
+    return overrides
+
+
+def foreign_folder(tiny: Path) -> Path:
+    """A tiny teacher that cuts text otherwise, made once beside the tiny model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lmdistill.models import save_model
+
+    folder = tiny.parent / "tiny-foreign"
+    if not folder.is_dir():
+        sys.path.append(str(ROOT / "tests" / "data"))
+        from tokenizers_for_tests import make_tokenizer
+
+        tokenizer = make_tokenizer("gemma")
+        torch.manual_seed(1)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder

@@ -36,11 +36,75 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "rs_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "se_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "miniplm": ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
+    "gkd": ("jsd", 1.0, {"teacher_weight": 0.5}, 1.0, False, 0.0, 0.0),
+    "minillm": ("forward_kl", 0.5, {}, 1.0, False, 0.5, 0.0),
+    "distillm": ("skew_forward_kl", 1.0, {"alpha": 0.1}, 1.0, False, 0.0, 0.0),
+    "distillm2": ("skew_forward_kl", 1.0, {"alpha": 0.1}, 1.0, False, 0.0, 0.0),
+    "f_distill_kl": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "f_distill_rkl": ("reverse_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "f_distill_js": ("skew_forward_kl", 0.5, {"alpha": 0.5}, 1.0, False, 0.0, 0.0),
+    "f_distill_tvd": ("total_variation", 0.5, {}, 1.0, False, 0.0, 0.0),
+    "opd_sampled": ("reverse_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "opd_full": ("reverse_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "speculative_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "shortopd": ("jsd", 1.0, {"teacher_weight": 0.5}, 1.0, False, 0.0, 0.0),
+    "gad": ("reverse_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "dpo_distill": ("reverse_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "dpkd": ("reverse_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "sdft": ("reverse_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "sdpo": ("jsd", 1.0, {"teacher_weight": 0.5}, 1.0, False, 0.0, 0.0),
+    "opsd": ("jsd", 1.0, {"teacher_weight": 0.5}, 1.0, False, 0.0, 0.0),
+    "context_distillation": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "multi_teacher": ("reverse_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "teacher_mixture": ("reverse_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "uld": ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
+    "gold": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "alm": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "dskd": ("forward_kl", 0.0, {}, 1.0, False, 0.5, 0.0),
+}
+
+# Whose text each method on written text trains on, and by what else than `OBJECTIVES` says.
+WRITTEN: dict[str, str] = {
+    "gkd": "mixture",
+    "minillm": "mixture + reverse_kl on own + minillm",
+    "distillm": "replay",
+    "distillm2": "paired + skew_reverse_kl_detached on own + contrastive",
+    "f_distill_kl": "teacher",
+    "f_distill_rkl": "student",
+    "f_distill_js": "paired + skew_reverse_kl on own",
+    "f_distill_tvd": "paired + total_variation on own",
+    "opd_sampled": "student + sampled_token",
+    "opd_full": "student",
+    "speculative_kd": "student",
+    "shortopd": "student",
+    "gad": "paired + discriminator",
+    "dpo_distill": "paired + dpo",
+    "dpkd": "paired + dpkd",
+    "sdft": "student",
+    "sdpo": "student",
+    "opsd": "student",
+    "context_distillation": "mixture",
+    "multi_teacher": "student + sampled_token",
+    "teacher_mixture": "student",
+    "uld": "dataset + uld",
+    "gold": "mixture + gold",
+    "alm": "dataset + alm",
+    "dskd": "dataset + dskd",
 }
 
 
+def base(name: str) -> dict[str, Any]:
+    """The least that a recipe of this method has to say."""
+    method = METHODS[name]
+    least: dict[str, Any] = {**BASE, "method": name}
+    if "teaching" in method.fragment:
+        least["data"] = {"train": [{"path": "d", "fields": {"context": "c", "teacher": "t"}}]}
+        least["teaching"] = dict(method.example.get("teaching", {}))
+    return least
+
+
 def resolved(name: str) -> Recipe:
-    return resolve_recipe({**BASE, "method": name})
+    return resolve_recipe(base(name))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -72,6 +136,7 @@ def test_what_the_newer_methods_add_is_the_published_one() -> None:
 
 def test_the_objective_of_every_method_is_the_published_one() -> None:
     assert set(OBJECTIVES) | {"pretrained_distillation"} == set(METHODS)
+    assert set(WRITTEN) <= set(METHODS)
     for name, expected in OBJECTIVES.items():
         objective = resolved(name).objective
         term = objective.divergence
@@ -87,13 +152,36 @@ def test_the_objective_of_every_method_is_the_published_one() -> None:
         assert found == expected, name
 
 
+def test_whose_text_it_is_and_what_else_is_minimised() -> None:
+    for name, expected in WRITTEN.items():
+        recipe = resolved(name)
+        texts, objective = recipe.trajectories, recipe.objective
+        source = "paired" if texts.mixture.paired else "replay" if texts.mixture.replay is not None else texts.source
+        parts = [source]
+        if objective.student_divergence is not None:
+            parts.append(f"{objective.student_divergence.kind} on own")
+        parts += [term.kind for term in (objective.policy, objective.preference) if term.weight > 0]
+        parts += ["contrastive"] if objective.contrastive is not None else []
+        parts += [objective.cross_tokenizer.kind] if objective.cross_tokenizer is not None else []
+        assert " + ".join(parts) == expected, name
+
+
+def test_what_minillm_sets_is_that_of_its_release() -> None:
+    recipe = resolved("minillm")
+    policy = recipe.objective.policy
+    assert (policy.clip, policy.reward_scaling, policy.reward_clip, policy.discount) == (0.2, 0.5, 100.0, 0.95)
+    assert (recipe.trajectories.teacher_mixing, recipe.trajectories.rollouts.reuse) == (0.2, 4)
+    assert recipe.trajectories.generation.temperature == 1.0
+
+
 def test_a_divergence_is_given_all_of_its_parameters() -> None:
     """Then the defaults of a resolved recipe do not depend on those of the loss engine."""
     for name in METHODS:
         for stage in recipe_stages(resolved(name)):
             assert stage.objective is not None
-            term = stage.objective.divergence
-            assert set(term.parameters) == set(DIVERGENCE_PARAMETERS[term.kind]), name
+            for term in (stage.objective.divergence, stage.objective.student_divergence):
+                if term is not None:
+                    assert set(term.parameters) == set(DIVERGENCE_PARAMETERS[term.kind]), name
 
 
 def test_seqkd_trains_on_what_the_teacher_writes_by_beam_search() -> None:
@@ -177,7 +265,7 @@ def test_fragments_are_plain_values_and_stay_as_they_are() -> None:
     before = {name: dataclasses.asdict(method) for name, method in METHODS.items()}
     for name, method in METHODS.items():
         assert plain(dict(method.fragment)), name
-        recipe = resolve_recipe({**BASE, "method": name}, ["objective.divergence.weight=7", "student.depth.keep=2"])
+        recipe = resolve_recipe(base(name), ["evaluation.max_tokens=7", "student.depth.keep=2"])
         recipe.objective.divergence.parameters["mu"] = 99.0
         recipe.training["max_steps"] = 1
     assert {name: dataclasses.asdict(method) for name, method in METHODS.items()} == before
