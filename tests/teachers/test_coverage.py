@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from cross_helpers import make, translator
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmdistill.errors import DataError
+from lmdistill.doctor import examine
+from lmdistill.errors import DataError, LmdistillError
+from lmdistill.models import save_model
+from lmdistill.recipe import resolve_recipe
 from lmdistill.teachers.coverage import MINIMUM_COVERAGE, Coverage, Shares, coverage
 from lmdistill.teachers.token_bytes import same_tokens
 
@@ -122,3 +128,37 @@ def test_the_summary_shows_all_of_it() -> None:
 def test_nothing_to_measure() -> None:
     with pytest.raises(DataError, match="no text to measure"):
         measure("chatml", "gemma", [""])
+
+
+def test_a_pair_of_tokenizers_with_too_little_in_common_is_refused(tmp_path: Path) -> None:
+    folders = {}
+    for name, kind in (("teacher", "unigram"), ("student", "chatml")):
+        tokenizer = make(kind)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+        )
+        folders[name] = tmp_path / name
+        save_model(LlamaForCausalLM(config), tokenizer, folders[name])
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "漢字かな交じり文 quick"}) + "\n", encoding="utf-8")
+    across = {"divergence": {"weight": 0.0}, "cross_tokenizer": {"kind": "alm"}}
+    student = {"start": "pretrained", "model": {"model": str(folders["student"])}}
+    values = {
+        "teacher": {"model": str(folders["teacher"])},
+        "student": student,
+        "data": {"train": [{"path": str(text)}], "max_length": 64},
+    }
+    diagnosis = examine(resolve_recipe({**values, "objective": across}))
+    said = {finding.check: finding for finding in diagnosis.findings}["coverage"]
+    assert said.severity == "error"
+    assert "at least 50%" in said.message
+    with pytest.raises(LmdistillError, match="coverage: only"):
+        diagnosis.raise_for_errors()
+    allowed = {**across, "cross_tokenizer": {"kind": "alm", "minimum_coverage": 0.01}}
+    diagnosis = examine(resolve_recipe({**values, "objective": allowed}))
+    assert next(finding.severity for finding in diagnosis.findings if finding.check == "coverage") == "ok"
