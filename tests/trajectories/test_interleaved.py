@@ -53,13 +53,14 @@ def assert_same(found: Trajectory, expected: Trajectory) -> None:
         np.testing.assert_allclose(found.behaviour_logprobs, expected.behaviour_logprobs, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
-@pytest.mark.parametrize("draft_tokens", [1, 4, 30])
-@pytest.mark.parametrize("replacement", ["sample", "likeliest"])
+@pytest.mark.parametrize(
+    ("replacement", "draft_tokens", "batch_size"),
+    [("sample", 1, 5), ("sample", 4, 5), ("sample", 30, 1), ("likeliest", 4, 1), ("likeliest", 30, 5)],
+)
 def test_drafting_gives_the_text_of_asking_after_every_token(
     replacement: str, draft_tokens: int, batch_size: int
 ) -> None:
-    student, teacher, given = tiny(seed=0), tiny(seed=1, layers=4), prompts(9)
+    student, teacher, given = tiny(seed=0), tiny(seed=1, layers=4), prompts(7)
     spec = InterleavedSpec(top_k=12, draft_tokens=draft_tokens, replacement=replacement)
     found = write(student, Speculative(Reader(teacher, VOCABULARY), spec), given, batch_size=batch_size)
 
@@ -135,7 +136,7 @@ def test_teacher_mixed_sampling_is_the_mixture(batch_size: int, temperature: flo
 def test_the_mixture_s_tokens_are_distributed_as_published() -> None:
     student, teacher = tiny(seed=0), tiny(seed=1)
     found = write(
-        student, TeacherMixed(Reader(teacher, VOCABULARY), 0.2), [[5, 9, 7]] * 3000, max_new_tokens=1, batch_size=64
+        student, TeacherMixed(Reader(teacher, VOCABULARY), 0.2), [[5, 9, 7]] * 3000, max_new_tokens=1, batch_size=500
     )
     probs = 0.2 * np.exp(log_probs(teacher, [5, 9, 7])) + 0.8 * np.exp(log_probs(student, [5, 9, 7]))
     counted = np.bincount([text.answer_ids[0] for text in found], minlength=VOCABULARY)

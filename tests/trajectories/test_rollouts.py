@@ -120,7 +120,7 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same_text() -> None:
 
 def test_tokens_are_drawn_as_the_model_says() -> None:
     model = tiny()
-    found = write(writer(model, max_new_tokens=1, batch_size=64), [[5, 9, 7]] * 3000)
+    found = write(writer(model, max_new_tokens=1, batch_size=500), [[5, 9, 7]] * 3000)
     counted = np.bincount([one.answer_ids[0] for one in found], minlength=VOCABULARY)
     expected = np.exp(log_probs(model, [5, 9, 7])) * len(found)
     often = expected > 5
@@ -241,11 +241,11 @@ def test_models_whose_layers_keep_no_keys_are_refused() -> None:
 def test_the_real_model_writes_sense(smollm2_folder: Path) -> None:
     spec = ModelSpec(model=str(smollm2_folder))
     model, tokenizer = load_model(spec, dtype=torch.float32, device=torch.device("cpu")), load_tokenizer(spec)
-    questions = ["What is the capital of France?", "Hello!", "Who wrote the play Hamlet?"]
+    questions = ["What is the capital of France?", "Who wrote the play Hamlet?"]
     chats = [[{"role": "user", "content": question}] for question in questions]
     given = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
     made = LocalWriter(
-        GenerationSpec(max_new_tokens=20, temperature=0.0, batch_size=3),
+        GenerationSpec(max_new_tokens=16, temperature=0.0, batch_size=2),
         end_ids=[tokenizer.eos_token_id],
         vocabulary_size=len(tokenizer),
     )
@@ -253,8 +253,7 @@ def test_the_real_model_writes_sense(smollm2_folder: Path) -> None:
     found = made.write(given, seed=0, step=0, row_ids=questions)
     texts = [tokenizer.decode(one.answer_ids) for one in found]
     assert "Paris" in texts[0]
-    assert "Hello" in texts[1]
-    assert "Shakespeare" in texts[2]
+    assert "Shakespeare" in texts[1]
     for one in found:
         ids = torch.tensor([[*one.prompt_ids, *one.answer_ids]])
         with torch.no_grad():

@@ -126,6 +126,11 @@ def server() -> Iterator[Server]:
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama_folder: Path) -> Any:
+    return load_tokenizer(ModelSpec(model=str(tiny_llama_folder)))
+
+
 @pytest.fixture
 def student(tiny_llama_folder: Path) -> Any:
     """A random model whose output head is its embeddings; large weights, so that it prefers some tokens."""
@@ -136,11 +141,11 @@ def student(tiny_llama_folder: Path) -> Any:
 
 
 @pytest.fixture
-def writer(server: Server, tiny_llama_folder: Path, tmp_path: Path) -> Iterator[ServerWriter]:
+def writer(server: Server, tokenizer: Any, tmp_path: Path) -> Iterator[ServerWriter]:
     made = ServerWriter(
         GenerationSpec(max_new_tokens=6, batch_size=2),
         end_ids=[2],
-        tokenizer=load_tokenizer(ModelSpec(model=str(tiny_llama_folder))),
+        tokenizer=tokenizer,
         base_url=server.url,
         folder=tmp_path / "served",
         patience=Patience(rounds=1, seconds=3, every=0.05),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, initialization
 
 from lmdistill.errors import ModelError
 from lmdistill.models import fastest_dtype
@@ -58,11 +59,13 @@ class WeightCopy:
         config = copy.deepcopy(base.config)
         if self.untied:
             config.tie_word_embeddings = False
-        with torch.random.fork_rng():
+        unset = getattr(initialization, "no_init_weights", contextlib.nullcontext)  # all weights are written at once
+        with torch.random.fork_rng(), unset():
             # Made in this format rather than turned into it: rotary frequencies stay float32.
             made: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=base.config._attn_implementation
             )
+        made.tie_weights()
         made.generation_config = copy.deepcopy(base.generation_config)
         return cast(PreTrainedModel, made.to(base.device).eval().requires_grad_(False))
 
