@@ -124,7 +124,7 @@ def label(
     overrides: Overrides = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="local|ray|server", help="Who lets the teacher speak: this process, workers, a server."),
+        typer.Option(metavar="NAME", help="Who lets the teacher speak: local (this process), ray (workers) or server."),
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(metavar="URL", help="The server, as in http://127.0.0.1:8000/v1; implies server.")
@@ -474,6 +474,7 @@ def import_answers(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where all is written.")],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The API's model, for the records.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Most log-probabilities kept at a position.")] = 20,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 512,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -490,7 +491,7 @@ def import_answers(
         from lmdistill.recipe import load_recipe
         from lmdistill.signals.importing import write_import
     with progress.stage("import", f"{answers} to {output}"):
-        made = write_import(answers, model_spec(tokenizer), output, name, k)
+        made = write_import(answers, model_spec(tokenizer), output, name=name, k=k, max_length=max_length)
         if made.was_there:
             progress.note(f"{made.recipe} was there and is left as it is")
     store = label_recipe(load_recipe(made.recipe), progress=progress)

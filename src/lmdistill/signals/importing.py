@@ -28,7 +28,9 @@ class Import:
     """Whether the recipe was there before, and was left alone."""
 
 
-def write_import(answers: Path, model: ModelSpec, folder: Path, name: str | None, k: int) -> Import:
+def write_import(
+    answers: Path, model: ModelSpec, folder: Path, *, name: str | None, k: int, max_length: int
+) -> Import:
     """Write training data and, unless there is one, a recipe into a folder.
 
     `model` has the tokenizer that the answers are read with, and is the student that the recipe trains; `name` is the
@@ -42,7 +44,8 @@ def write_import(answers: Path, model: ModelSpec, folder: Path, name: str | None
     recipe = folder / RECIPE
     was_there = recipe.is_file()
     if not was_there:
-        values = _recipe(answers.resolve(), model, folder.resolve(), name, k, len(lines))
+        signals = {"kind": "top_k", "k": k, "engine": "answers", "answers": str(answers.resolve())}
+        values = _recipe(signals, model, folder.resolve(), name, max_length, len(lines))
         write_text(recipe, _HEADER.format(recipe=recipe, answers=answers) + write_yaml(values))
     return Import(recipe, len(lines), was_there)
 
@@ -57,21 +60,22 @@ _HEADER = """\
 """
 
 
-def _recipe(answers: Path, model: ModelSpec, folder: Path, name: str | None, k: int, count: int) -> dict[str, Any]:
+def _recipe(
+    signals: dict[str, Any], model: ModelSpec, folder: Path, name: str | None, max_length: int, count: int
+) -> dict[str, Any]:
     source: dict[str, Any] = {"path": str(folder / TRAIN)}
-    data: dict[str, Any] = {"train": [source]}
+    data: dict[str, Any] = {"train": [source], "max_length": max_length}
     if count >= _HELDOUT_FROM:
         source.update(part="train", heldout_share=0.05)
         data["evaluation"] = {"answers": {**source, "part": "heldout"}}
     student = model.model_dump(exclude_defaults=True)
-    signals = {"kind": "top_k", "k": k, "engine": "answers", "answers": str(answers), "store": str(folder / STORE)}
     return {
         "name": "run",
         "runs": str(folder),
         "teacher": student,
         "student": {"start": "pretrained", "model": dict(student)},
         "data": data,
-        "signals": {**signals, **({} if name is None else {"served_model": name})},
+        "signals": {**signals, "store": str(folder / STORE), **({} if name is None else {"served_model": name})},
         "objective": {
             "divergence": {"kind": "forward_kl", "weight": 1.0},
             "cross_entropy": {"weight": 0.1},

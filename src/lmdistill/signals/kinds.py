@@ -68,10 +68,13 @@ class TopKind:
         centres = _centres(sets, [np.exp(payload["logprobs"]) for payload in examples], spec.resolution)
         return cls(spec, {**_named("set.", codec.tables), "centre": centres})
 
+    def sets(self, payload: Payload) -> Sets:
+        """Levels of probability."""
+        return _levels(payload["ids"], np.exp(payload["logprobs"]), self.spec.resolution)
+
     def pack(self, payload: Payload) -> bytes:
         """Entropy-coded levels of probability."""
-        sets = _levels(payload["ids"], np.exp(payload["logprobs"]), self.spec.resolution)
-        return compress(self.codec.steps(sets))
+        return compress(self.codec.steps(self.sets(payload)))
 
     def unpack(self, data: bytes, positions: int) -> Payload:
         """Ids with log-probabilities; -inf in empty slots."""
