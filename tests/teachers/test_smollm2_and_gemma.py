@@ -64,8 +64,9 @@ def test_any_text_and_any_ids(
     ids = [*between.student.lead_ids, *between.student.encode(text).ids_L.tolist()]
     row = between.row(ids)
     check(between, ids, row)
-    own = [*between.teacher.lead_ids, *between.teacher.encode(text).ids_L.tolist()]
-    assert row.teacher_ids == own
+    # SmolLM2 has no token for the byte 0xF1, among others, and says nothing in its place.
+    if between.student.join(ids[len(between.student.lead_ids) :]) == text.encode():
+        assert row.teacher_ids == [*between.teacher.lead_ids, *between.teacher.encode(text).ids_L.tolist()]
     written = data.draw(st.lists(st.integers(0, between.student.size - 1), max_size=20))
     check(between, written, between.row(written))
 

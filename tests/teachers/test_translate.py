@@ -129,13 +129,14 @@ def test_a_teacher_that_changes_texts_is_placed_by_characters() -> None:
     assert pieces == {"ﬁne": "fine", " ": " ", "½": "1⁄2", " KIND": " kind"}
 
 
-def test_a_character_that_stands_for_a_space_elsewhere_is_placed_by_characters() -> None:
-    """Vocabularies over ▁ cannot say the character itself: they read a space."""
+def test_a_character_that_the_teacher_cannot_say_is_not_compared() -> None:
+    """Vocabularies over ▁ read a space where the character itself stands."""
     between = translator("chatml", "gemma")
     row = between.row(encoded("chatml", "a▁b"))
     assert between.teacher.join(row.teacher_ids[1:]) == b"a b"
     assert row.teacher_units[1:].sum() == 5
     assert groups(row)[0] == (0, 1, 1, 2)
+    assert row.comparable_G.tolist() == [True, *[False] * (len(row.alignment) - 1)][: len(row.alignment)]
 
 
 def test_what_the_teacher_does_not_know_is_not_compared() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"
+# Normalisers that only spell spaces otherwise.
+_FAITHFUL = {"Sequence", "Replace", "Prepend"}
 
 
 class TokenBytes:
@@ -65,6 +67,7 @@ class TokenBytes:
             for token_id, data in enumerate(self.pieces)
             if len(data) == 1 and data[0] >= 0x80 and not self.is_control_V[token_id]
         }
+        self.alters = bool(set(_kinds(state["normalizer"], "normalizers")) - _FAITHFUL)
         self.lead_ids = list(self.encoder.lead_ids)
         self.space_first, self.space_after_control = self._added_spaces()
 
@@ -137,12 +140,12 @@ def _reader(state: dict[str, Any], added: set[str]) -> Any:
     )
 
 
-def _kinds(decoder: Any) -> Iterable[str]:
-    """Types of a decoder and of its parts."""
-    if isinstance(decoder, dict):
-        yield str(decoder.get("type"))
-        for part in decoder.get("decoders", []):
-            yield from _kinds(part)
+def _kinds(node: Any, parts: str = "decoders") -> Iterable[str]:
+    """Types of a decoder or normaliser and of its parts."""
+    if isinstance(node, dict):
+        yield str(node.get("type"))
+        for part in node.get(parts, []):
+            yield from _kinds(part, parts)
 
 
 def _replaces_space(decoder: Any) -> bool:

@@ -9,8 +9,8 @@ order, whatever either tokenizer does to the text (see `lmdistill.objectives.ali
 - A byte that is no valid UTF-8, such as half a character at the end of a rollout, becomes the teacher's byte token.
 - Where the teacher's tokenizer changes the text (lower case, Unicode normal forms), its tokens are placed by the
   characters that they were made from.
-- A group with an unknown token, with a control token without a counterpart or with a chat template's header is not
-  comparable: its tokens do not say the same.
+- A group with an unknown token or a character that the teacher's vocabulary lacks, with a control token without a
+  counterpart or with a chat template's header is not comparable: its tokens do not say the same.
 
 Shape legend: n student tokens, m teacher tokens of one row, G groups.
 """
@@ -163,10 +163,10 @@ class Translator:
         first = character = position = carried = 0
         for number, run in enumerate(runs):
             end = int(places[number]) if number < len(places) else len(encoding.ids_L)
-            run_units = self._run_units(run, encoding, slice(first, end), character)
+            run_units, lost = self._run_units(run, encoding, slice(first, end), character)
+            opaque += [(position + begun, position + ended) for begun, ended in lost]
             size = len(run.encode())
-            if len(run_units) == 0 and size:  # the tokenizer left it out: no token of the teacher's says it
-                opaque.append((position, position + size))
+            if len(run_units) == 0:  # the tokenizer left it out: no token of the teacher's says it
                 carried += size
             ids += encoding.ids_L[first:end].tolist()
             units.append(run_units)
@@ -180,17 +180,23 @@ class Translator:
             carried = _carry(units, carried)
         return _Told(ids, _settled(units, carried), opaque)
 
-    def _run_units(self, run: str, encoding: Encoding, part: slice, character: int) -> Units:
-        """How many bytes of a run of text each of its tokens covers."""
+    def _run_units(
+        self, run: str, encoding: Encoding, part: slice, character: int
+    ) -> tuple[Units, list[tuple[int, int]]]:
+        """How many bytes of a run of text each of its tokens covers, and stretches that the tokenizer cannot say."""
         ids_m = encoding.ids_L[part]
         units_m = self.teacher.length_V[ids_m]
         said, meant = self.teacher.join(ids_m.tolist()), run.encode()
         if said == meant:
-            return units_m
+            return units_m, []
         if said == b" " + meant:
             units_m[np.flatnonzero(units_m)[0]] -= 1
-            return units_m
-        return _by_characters(run, encoding.start_L[part] - character, encoding.end_L[part] - character)
+            return units_m, []
+        if len(ids_m) == 0:
+            return units_m, [(0, len(meant))]
+        units_m = _by_characters(run, encoding.start_L[part] - character, encoding.end_L[part] - character)
+        pieces = [self.teacher.pieces[token_id] for token_id in ids_m.tolist()]
+        return units_m, _lost(pieces, units_m, meant, alters=self.teacher.alters)
 
     def _units(self, spelled: str) -> int:
         """Units of a spelled text: bytes, and those of the names of control tokens."""
@@ -265,13 +271,37 @@ def _by_characters(text: str, start_m: NDArray[np.int64], end_m: NDArray[np.int6
     Of several tokens made from one character all but the last cover nothing, so that the alignment keeps them together.
     Characters between two tokens, which the tokenizer left out, belong to the second.
     """
-    if len(start_m) == 0:
-        return np.zeros(0, np.int64)
     byte_at = np.cumsum([0, *(len(character.encode()) for character in text)])
     end_m = np.minimum(end_m, np.append(start_m[1:], len(text)))
     end_m[-1] = len(text)
     ends_m = np.maximum.accumulate(byte_at[end_m])
     return np.diff(ends_m, prepend=0)
+
+
+def _lost(pieces: list[bytes], units_m: Units, meant: bytes, *, alters: bool) -> list[tuple[int, int]]:
+    """Stretches of units that the tokens do not say, because the vocabulary lacks their bytes and they were dropped.
+
+    A tokenizer that `alters` texts may say something else, but still whole characters.
+    """
+    found = []
+    data, begun, at = b"", 0, 0
+    for piece, units in zip(pieces, units_m.tolist(), strict=True):
+        data, at = data + piece, at + units
+        if units:
+            said = data.removeprefix(b" ") if begun == 0 else data
+            whole = _is_text(data) if alters else said == meant[begun:at] or data == meant[begun:at]
+            if not whole:
+                found.append((begun, at))
+            data, begun = b"", at
+    return found
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _carry(units: list[Units], carried: int) -> int:
