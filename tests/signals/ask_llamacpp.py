@@ -25,7 +25,7 @@ QUESTIONS = [
 def main(model: str, path: str) -> None:
     settings = xllamacpp.CommonParams()
     settings.model.path = model
-    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 512, 1, 2
+    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 512, 1, 1
     server = xllamacpp.Server(settings)
     with Path(path).open("w", encoding="utf-8") as file:
         for question in QUESTIONS:

@@ -28,7 +28,7 @@ QUICK += ["machine.compile=false", "evaluation.bootstrap_samples=100", "signals.
 def lmdistill(*words: str, settings: list[str] | None = None) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "lmdistill", *words, "--json"]
     line += [part for setting in settings or [] for part in ("--set", setting)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def test_answers_are_imported_and_the_run_trains_from_them(tiny_llama_folder: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def llamacpp_answers(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("llamacpp") / "answers.jsonl"
     script = Path(__file__).parent / "ask_llamacpp.py"
     line = [sys.executable, str(script), str(smollm2_gguf / GGUF), str(path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 

@@ -60,6 +60,7 @@ class AnswersEngine:
         self.path = path
         self.vocabulary = vocabulary
         self.tally = Tally()
+        self._counted: set[str] = set()
         self._places: dict[str, tuple[int, int]] = {}
         for number, (place, line) in enumerate(_lines(path), start=1):
             if line.strip():
@@ -113,7 +114,9 @@ class AnswersEngine:
             answer.logprobs, answer.text, ids_N, self.vocabulary, self.spec.k, answer.where
         )
         tally.unsaid += first
-        self.tally.add(tally)
+        if row_id not in self._counted:  # what the codec is learnt on is read twice
+            self._counted.add(row_id)
+            self.tally.add(tally)
         earlier = {"ids": np.zeros((first, self.spec.k)), "logprobs": np.full((first, self.spec.k), -np.inf)}
         return {name: np.concatenate([earlier[name].astype(rest.dtype), rest]) for name, rest in payload.items()}
 

@@ -124,6 +124,7 @@ def signal_of_answer(
         if token is not None:
             found.put(place, _entries(token, ids_N[place], vocabulary, where, tally))
     tally.signals = int((found.logprobs_Nk[:, :1] > -np.inf).sum())
+    tally.kept = int((found.logprobs_Nk > -np.inf).sum())
     tally.unsaid = len(ids_N) - tally.signals - tally.cut_otherwise
     return {"ids": found.ids_Nk, "logprobs": found.logprobs_Nk}, tally
 
@@ -186,7 +187,6 @@ def _entries(said: _Said, own: int, vocabulary: Vocabulary, where: str, tally: T
             tally.unknown += 1
             tally.unknown_mass += probability
         elif probability > 0:
-            tally.kept += 1
             found[token] = found.get(token, 0.0) + probability
     if total > 1 + _ABOVE_ONE:
         raise DataError(f"{where}: the probabilities at {said.text!r} come to {total:.4f}, more than 1")
