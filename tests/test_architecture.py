@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = [
     ["errors"],
-    ["io", "yamltext"],
+    ["io", "packages", "yamltext"],
     ["recipe"],
     ["accounting", "progress", "run_folder"],
     ["models"],

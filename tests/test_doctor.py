@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from lmdistill.doctor import examine, tokenizer_differences
 from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
-from lmdistill.models import check_folder, load_tokenizer, resolve_path
+from lmdistill.models import check_folder, load_tokenizer
+from lmdistill.packages import resolve_path
 from lmdistill.recipe import ModelSpec, Recipe, resolve_recipe
 from logprob_server import serving
 

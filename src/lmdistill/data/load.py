@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Literal
 
 from lmdistill.data.documents import BadRow, DataReport, Document, EmptyRow, detect_format, to_document
 from lmdistill.errors import DataError
+from lmdistill.packages import resolve_path
 from lmdistill.progress import Progress
 from lmdistill.recipe import SourceSpec
 
@@ -165,11 +166,7 @@ def shuffled(documents: Sequence[Document], seed: int, purpose: str) -> list[Doc
 
 def _open_source(source: SourceSpec, progress: Progress) -> Iterator[Iterator[_Row]]:
     """An iterator of rows for each file of a source."""
-    text = source.path
-    if text.startswith("package:"):
-        from lmdistill.models import resolve_path  # lazily: it imports transformers, which plain files do not need
-
-        text = resolve_path(text)
+    text = resolve_path(source.path)
     path = Path(text).expanduser()
     if path.is_dir():
         yield from _read_folder(path, source, progress)

@@ -27,7 +27,8 @@ from lmdistill.data import (
 )
 from lmdistill.errors import DataError
 from lmdistill.io import hash_file, hash_json, write_folder, write_json
-from lmdistill.models import resolve_path, tokenizer_fingerprint
+from lmdistill.models import tokenizer_fingerprint
+from lmdistill.packages import resolve_path
 from lmdistill.recipe import GenerationSpec, SourceSpec, StageSpec, recipe_stages
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
