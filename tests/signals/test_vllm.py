@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_import import compared
 
 from lmdistill.errors import EXIT_DONE
 from lmdistill.models import load_model, load_tokenizer
@@ -160,3 +161,26 @@ def test_the_command_labels_through_a_real_vllm_and_the_run_trains_from_it(
     assert done.returncode == EXIT_DONE, done.stderr + done.stdout
     stages = json.loads((tmp_path / "run" / "accounting.json").read_text())["stages"]
     assert next(stage for stage in stages if stage["name"] == "label-distil")["skipped"]
+
+
+@pytest.mark.parametrize("served", ["float32"], indirect=True)
+def test_what_a_real_vllm_says_of_its_own_answers_is_what_the_model_says(
+    served: tuple[str, str], smollm2_folder: Path, tmp_path: Path
+) -> None:
+    _, url = served
+    with (tmp_path / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for question in ("What is the capital of France?", "Name three fruits.", "Say café three times, then 日本."):
+            messages = [{"role": "user", "content": question}]
+            body = {"model": str(smollm2_folder), "messages": messages, "max_tokens": 48, "temperature": 0}
+            data = json.dumps({**body, "logprobs": True, "top_logprobs": 20}).encode()
+            headers = {"Content-Type": "application/json"}
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{url}/chat/completions", data, headers), timeout=300
+            ) as answer:
+                said = json.load(answer)["choices"][0]
+            row = {"messages": messages, "answer": said["message"]["content"], "logprobs": said["logprobs"]}
+            file.write(json.dumps(row) + "\n")
+    tally, error, shifted = compared(tmp_path / "answers.jsonl", ModelSpec(model=str(smollm2_folder)))
+    assert tally.signals > 0.9 * (tally.signals + tally.cut_otherwise + tally.unsaid), tally
+    assert error < 0.001
+    assert shifted > 0.7

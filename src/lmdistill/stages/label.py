@@ -94,7 +94,7 @@ def label_dataset(
                 with context.stop.patient():
                     result = fill()
                 facts["tokens"] = result.tokens
-                if result.tokens and spec.engine in ("local", "ray"):
+                if result.tokens and spec.engine == "local":
                     facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
     finally:
         for used in made:
