@@ -111,6 +111,13 @@ class Busy(TeacherError):
 class Broken(TeacherError):
     """The server or the way to it failed; later it may work."""
 
+    def __init__(self, message: str, *, reached: bool = True, billed: bool = True) -> None:
+        super().__init__(message)
+        self.reached = reached
+        """Whether the request may have come to the server."""
+        self.billed = billed
+        """Whether it may have to be paid: not where the server itself says that it failed."""
+
 
 class BadAnswer(TeacherError):
     """An answer came and cannot be used."""

@@ -78,6 +78,18 @@ def request_key(identity: Identity, request: Request) -> str:
     )
 
 
+def check_request(request: Request) -> None:
+    """Raises DataError for a request that cannot be asked."""
+    is_completion(request)
+    if request.schema is not None:
+        _validator(json.dumps(request.schema, sort_keys=True))
+    if request.sampling.max_tokens < 1 or request.sample < 0:
+        raise DataError(
+            f"{request.tag or 'a request'}: max_tokens {request.sampling.max_tokens} and sample {request.sample}; at "
+            "least 1 and 0 are needed"
+        )
+
+
 def is_completion(request: Request) -> bool:
     """Whether it is a text to be continued. Raises DataError for roles that do not go together."""
     if not request.messages:
@@ -100,10 +112,10 @@ def body_of(
     sampling = request.sampling
     body: dict[str, Any] = {"model": model}
     if is_completion(request):
-        body["prompt"] = request.messages[0].content
+        body["prompt"] = whole(request.messages[0].content)
         body["max_tokens"] = sampling.max_tokens
     else:
-        body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+        body["messages"] = [{"role": message.role, "content": whole(message.content)} for message in request.messages]
         body[max_tokens_field] = sampling.max_tokens
     body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.stop:
@@ -152,6 +164,20 @@ def read_content(request: Request, raw: bytes) -> Content:
     )
 
 
+def read_facts(raw: bytes) -> tuple[Usage | None, str, str, str]:
+    """What a body says of itself, be it an answer or not: usage, end, model, fingerprint; empty where nothing."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, Mapping):
+        return None, "", "", ""
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    finish = _name(first.get("finish_reason")) if isinstance(first, Mapping) else ""
+    return _usage(value.get("usage")), finish, _name(value.get("model")), _name(value.get("system_fingerprint"))
+
+
 def shown(raw: bytes) -> str:
     """The beginning of what came, escaped, for an error."""
     cut = "" if len(raw) <= SHOWN_BYTES else f" … ({len(raw)} bytes)"
@@ -165,14 +191,14 @@ def _texts(choice: Mapping[str, Any], raw: bytes) -> tuple[str, str | None, str]
         text = choice.get("text")
         if not isinstance(text, str):
             raise BadAnswer(f"neither message nor text in what came: {shown(raw)}", raw)
-        return _whole(text), None, ""
+        return whole(text), None, ""
     content, refusal = message.get("content"), message.get("refusal")
     if not isinstance(content, str | None):
         raise BadAnswer(f"the answer is no text: {shown(raw)}", raw)
     reasoning = message.get("reasoning_content") or message.get("reasoning")
-    text = _whole(content or "")
+    text = whole(content or "")
     if isinstance(reasoning, str):
-        return text, _whole(reasoning), refusal if isinstance(refusal, str) else ""
+        return text, whole(reasoning), refusal if isinstance(refusal, str) else ""
     return *_apart(text), refusal if isinstance(refusal, str) else ""
 
 
@@ -185,7 +211,7 @@ def _apart(text: str) -> tuple[str, str | None]:
     return (answer.lstrip() if closed else ""), reasoning.strip()
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """Text that every file can hold: half characters, which JSON can write, become replacement characters."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -251,4 +277,4 @@ def _count(value: Any) -> int | None:
 
 
 def _name(value: Any) -> str:
-    return _whole(value)[:200] if isinstance(value, str) else ""
+    return whole(value)[:200] if isinstance(value, str) else ""

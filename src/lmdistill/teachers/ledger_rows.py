@@ -140,23 +140,19 @@ def answer_of(path: Path, row: tuple[object, ...]) -> Stored:
     return answer
 
 
-def all_answers(path: Path, connection: sqlite3.Connection, run: str | None = None) -> Iterator[Stored]:
+def all_answers(path: Path, connection: sqlite3.Connection, run: str | None, damaged: list[str]) -> Iterator[Stored]:
     """The answers of a ledger in the order of their keys; with `run`, those that this run asked for.
 
-    Raises CorruptFile for the first that is not what was stored.
+    Those that are not what was stored are left out and told in `damaged`.
     """
     named, values = (_OF_RUN, (run,)) if run is not None else ("", ())
     for row in connection.execute(f"{_SELECT} {named} ORDER BY a.key, a.turn", values):
-        yield answer_of(path, row)
-
-
-def damaged_answers(path: Path, connection: sqlite3.Connection) -> Iterator[str]:
-    """What is wrong with each answer that is not what was stored."""
-    for row in connection.execute(_SELECT):
         try:
-            answer_of(path, row)
+            answer = answer_of(path, row)
         except CorruptFile as error:
-            yield str(error)
+            damaged.append(str(error))
+        else:
+            yield answer
 
 
 def spent_by(connection: sqlite3.Connection, run: str, but: int = 0) -> Spent:

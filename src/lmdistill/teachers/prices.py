@@ -71,8 +71,8 @@ def dollars(money: int) -> float:
 
 
 def _price(prompt: float, cached: float, output: float, date: str) -> Price:
-    each = (round(value * PICO / 10**6) for value in (prompt, cached, output))
-    return Price(*each, date)
+    of_prompt, of_cached, of_output = (round(value * PICO / 10**6) for value in (prompt, cached, output))
+    return Price(of_prompt, of_cached, of_output, date)
 
 
 @cache

@@ -1,0 +1,83 @@
+"""What asking would cost, before anything is asked. Torch is not imported here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lmdistill.teachers.api_read import Reader
+from lmdistill.teachers.api_types import Request, Usage
+from lmdistill.teachers.api_wire import Identity, body_of, check_request, request_key
+from lmdistill.teachers.ledger import Ledger
+from lmdistill.teachers.limits import Budget
+from lmdistill.teachers.prices import dollars
+
+BYTES_OF_A_TOKEN = 4.0
+"""Of English text, where no earlier answer says better."""
+ENOUGH_ANSWERS = 20
+"""Earlier answers of a model from which on expectations come from them."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take. Expected figures count one call for each missing answer, limits the longest answers."""
+
+    requests: int
+    stored: int
+    """Answers that are in the ledger, or are asked for twice here."""
+    calls: int
+    """Calls if none fails."""
+    prompt_tokens: int
+    """Expected."""
+    output_tokens: int
+    """Expected; the limit of each answer where there are too few earlier ones to learn from."""
+    tokens_at_most: int
+    money: float | None
+    """Expected US dollars; None where the model has no price."""
+    money_at_most: float | None
+    learned_from: int
+    """Earlier answers of this model that the expectations come from; 0 where there are too few."""
+
+
+def estimate(
+    ledger: Ledger, reader: Reader, budget: Budget, identity: Identity, requests: Iterable[Request]
+) -> Estimate:
+    """What answering these would take. Raises DataError for a request that cannot be asked."""
+    sample = ledger.sample_usage(identity.model)
+    learned = len(sample) if len(sample) >= ENOUGH_ANSWERS else 0
+    per_byte = sum(usage.prompt for _, usage in sample) / sum(size for size, _ in sample) if learned else None
+    written = sum(usage.output for _, usage in sample) / learned if learned else None
+    asked: set[str] = set()
+    count = calls = at_most = money_at_most = 0
+    prompt_tokens = output_tokens = 0.0
+    for request in requests:
+        check_request(request)
+        count += 1
+        key = request_key(identity, request)
+        found = reader.find(key, request) if key not in asked else None
+        if key in asked or (found is not None and reader.is_final(found)):
+            continue
+        asked.add(key)
+        calls += 1
+        call = json.dumps(body_of(request, identity.model), ensure_ascii=False, separators=(",", ":"))
+        size, limit = len(call.encode("utf-8", "surrogatepass")), request.sampling.max_tokens
+        most = budget.most(size, len(request.messages), limit)
+        at_most += most.tokens
+        money_at_most += most.money
+        text = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in request.messages)
+        prompt_tokens += size * per_byte if per_byte is not None else text / BYTES_OF_A_TOKEN
+        output_tokens += min(written, limit) if written is not None else limit
+    expected = Usage(prompt=round(prompt_tokens), output=round(output_tokens))
+    price = reader.price
+    return Estimate(
+        requests=count,
+        stored=count - calls,
+        calls=calls,
+        prompt_tokens=expected.prompt,
+        output_tokens=expected.output,
+        tokens_at_most=at_most,
+        money=None if price is None else dollars(price.of(expected)),
+        money_at_most=None if price is None else dollars(money_at_most),
+        learned_from=learned,
+    )
