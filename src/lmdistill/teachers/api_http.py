@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from lmdistill.errors import BadAnswer, Broken, MissingExtra, Refused, TeacherError
-from lmdistill.teachers.api_secret import Secret
+from lmdistill.teachers.api_secret import ScrubbedLogs, Secret
 from lmdistill.teachers.api_status import error_of
 from lmdistill.teachers.api_wire import shown
 
@@ -52,6 +53,9 @@ class HttpTransport:
         self._errors = (openai.APIStatusError, openai.OpenAIError)
         self._unreached = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
         self._cut = CUT
+        self._logs = ExitStack()
+        if secret is not None:
+            self._logs.enter_context(ScrubbedLogs(secret))
         guard = Guard(self.base_url, secret, most)
         http = httpx2.AsyncClient(transport=guard, follow_redirects=False, trust_env=False)
         self._client = openai.AsyncOpenAI(
@@ -80,6 +84,7 @@ class HttpTransport:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+        self._logs.close()
 
     def _status(self, status: int, headers: Mapping[str, str], body: bytes) -> TeacherError:
         text = body.decode("utf-8", "replace")

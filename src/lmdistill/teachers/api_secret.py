@@ -6,9 +6,12 @@ cut out of whatever a server says. Torch is not imported here.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 from lmdistill.errors import RecipeError
@@ -48,6 +51,35 @@ class Secret:
         for form in {self._value, self._value.replace("/", "\\/")}:
             data = data.replace(form.encode(), HIDDEN.encode())
         return data
+
+
+class ScrubbedLogs(logging.Filter):
+    """Cuts a key out of what the libraries log that speak to a server, for as long as the block lasts.
+
+    They never log what is sent; at their finest level they log what comes, and a server may send the key back.
+    """
+
+    LOGGERS = ("httpcore2.connection", "httpcore2.http11", "httpcore2.http2", "httpx2", "openai._base_client")
+
+    def __init__(self, secret: Secret) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def __enter__(self) -> Self:
+        for name in self.LOGGERS:
+            logging.getLogger(name).addFilter(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in self.LOGGERS:
+            logging.getLogger(name).removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Scrub a record; all of them stay."""
+        record.msg, record.args = self._secret.scrub(record.getMessage()), ()
+        return True
 
 
 def read_secret(spec: ApiSpec) -> Secret | None:
