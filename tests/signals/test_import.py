@@ -109,7 +109,8 @@ def test_answers_of_a_real_llama_cpp_train_a_student(
     words += ["--max-length", "256"]
     made = lmdistill(*words)
     assert made.returncode == EXIT_DONE, made.stderr + made.stdout
-    done = lmdistill("run", json.loads(made.stdout)["recipe"], settings=[*QUICK, "training.max_steps=8"])
+    longer = ["training.max_steps=12", "training.learning_rate=0.01", "training.logging_steps=1"]
+    done = lmdistill("run", json.loads(made.stdout)["recipe"], settings=[*QUICK, *longer])
     assert done.returncode == EXIT_DONE, done.stderr + done.stdout
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if "loss" in event]
