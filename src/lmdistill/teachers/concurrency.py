@@ -16,6 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import Literal
 
 from lmdistill.errors import ServerLost
@@ -30,8 +31,9 @@ FAILURES_IN_A_ROW = 5
 """After so many the breaker opens."""
 _CUT = 0.8
 _PACE_CUT = 0.93
-_PACE_BACK_SECONDS = 15.0
+_PACE_BACK_SECONDS = 30.0
 _PACE_WINDOW_SECONDS = 60.0
+_PACE_SOONEST_SECONDS = 1.0
 
 
 class Width:
@@ -87,7 +89,7 @@ class Pace:
     def begin(self, now: float) -> None:
         """A call begins."""
         self._began = now if self._began is None else self._began
-        self._next = max(self._next, now - 0.05) + 1 / self.rate(now)
+        self._next = max(self._next, now - 0.005) + 1 / self.rate(now)
 
     def good(self, now: float) -> None:
         """A call ended well."""
@@ -95,14 +97,13 @@ class Pace:
         while self._good[0] < now - _PACE_WINDOW_SECONDS:
             self._good.popleft()
 
-    def busy(self, now: float) -> None:
+    def busy(self, now: float, under_way: int) -> None:
         """The server was busy."""
-        span = min(max(now - (self._began or now), 1.0), _PACE_WINDOW_SECONDS)
-        borne = len(self._good) / span
-        if not math.isinf(self._reached):
-            borne = min(borne, self.rate(now))
-        if borne > 0:
-            self._reached, self._cut_at = borne, now
+        span = min(now - (now if self._began is None else self._began), _PACE_WINDOW_SECONDS)
+        # Too early, answers that are still on their way would be missing in the count.
+        if span >= _PACE_SOONEST_SECONDS:
+            borne = (len(self._good) + under_way) / span
+            self._reached, self._cut_at = (borne if math.isinf(self._reached) else self.rate(now)), now
 
 
 class Breaker:
@@ -161,7 +162,7 @@ class Gate:
         async with self._turnstile:
             while True:
                 if self._stopped is not None:
-                    raise self._stopped
+                    raise copy(self._stopped)  # one for each: a traceback grows with every raise
                 now = self._clock()
                 wait = self._wait(now)
                 if wait == 0.0:
@@ -214,7 +215,7 @@ class Gate:
         self.breaker.good()  # it is there
         if not self.width.busy(entered, now):
             return
-        self.pace.busy(now)
+        self.pace.busy(now, self.under_way)
         self._busy_in_a_row += 1
         if wait_seconds is None:
             wait_seconds = self._retries.first_wait_seconds * 2.0 ** min(self._busy_in_a_row - 1, 30)
