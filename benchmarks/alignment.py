@@ -17,7 +17,8 @@ or not at all (`lmdistill.teachers.coverage`), over passages in English, mathema
 each of four other scripts.
 
 *Losses*: one call with the gradients of the student's hidden states and head, at the shapes of the two models, beside
-the matrix products that any loss on the two distributions needs (both projections, d(hidden), d(head)).
+the matrix products that any loss on the two distributions needs (both projections, d(hidden), d(head)); one thread, its
+own processor time, ratios within turns.
 """
 
 from __future__ import annotations
@@ -153,9 +154,10 @@ def losses(turns: int, tokens: int) -> list[dict[str, Any]]:
         "DSKD": lambda: step(dskd),
     }
     found: dict[str, list[float]] = {name: [] for name in contenders}
+    torch.set_num_threads(1)
     for turn in range(turns + 1):
         for name, call in contenders.items():
-            taken = milliseconds(call)
+            taken = milliseconds(call, time.thread_time)
             if turn:  # the first turn compiles
                 found[name].append(taken)
     return [
