@@ -501,6 +501,97 @@ def import_answers(
         _say(f"store    {store}: {made.answers} answers\ntrain:   lmdistill run {made.recipe}")
 
 
+ledger = typer.Typer(
+    name="ledger",
+    help="Look at what a teacher behind an API answered, and take it along.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(ledger)
+
+LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="A ledger: ledger.sqlite in a run's folder.")]
+
+
+@ledger.command("stat", epilog=EPILOG)
+@_answering()
+def ledger_stat(
+    file: LedgerFile,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every answer; exit code 1 for damage.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a ledger holds: answers, models, tokens, money, calls by how they ended, and what each run used.
+
+    A run may be writing into it meanwhile.
+    """
+    from lmdistill.teachers.ledger_statistics import statistics
+
+    found = statistics(file, verify)
+    sound = not found.get("damaged")
+    if as_json:
+        _answer(sound, **found)
+    else:
+        from lmdistill import display
+
+        display.show(display.ledger_page(found))
+    if not sound:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@ledger.command("export", epilog=EPILOG)
+@_answering()
+def ledger_export(
+    file: LedgerFile,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The recording, as JSON lines.")],
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this run asked for.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a recording: the answers with what was asked, one a line, in an order that is always the same.
+
+    A recipe that names it (api.recording) runs without any server. What is damaged is left out and told.
+    """
+    from lmdistill.teachers.ledger import reading
+    from lmdistill.teachers.recordings import write_recording
+
+    with reading(file) as connection:
+        count, damaged = write_recording(file, connection, output, run)
+    if as_json:
+        _answer(not damaged, recording=output, answers=count, damaged=damaged)
+    else:
+        _say(f"recording  {output}: {count} answers")
+        for problem in damaged:
+            _say(f"left out   {problem}")
+    if damaged:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@ledger.command("replay", epilog=EPILOG)
+@_answering()
+def ledger_replay(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="What `lmdistill ledger export` wrote.")],
+    file: LedgerFile,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Lay a recording's answers into a ledger, which is made where it is not there.
+
+    A run with this ledger asks for none of them; unlike with api.recording, what is missing is asked for. Answers that
+    the ledger has already stay as they are.
+    """
+    from contextlib import closing
+
+    from lmdistill.teachers.ledger import Ledger
+    from lmdistill.teachers.recordings import Recording, add_recording
+
+    with closing(Recording(recording)) as source, Ledger(file, run="replay") as target:
+        added = add_recording(target, source)
+    if as_json:
+        _answer(ledger=file, answers=len(source), added=added)
+    else:
+        _say(f"ledger   {file}: {added} of {len(source)} answers were new")
+
+
 @app.command(epilog=EPILOG)
 @_answering()
 def version(as_json: Json = False, debug: Debug = False) -> None:

@@ -229,6 +229,35 @@ def facts(pairs: Mapping[str, Any]) -> RenderableType:
     return table
 
 
+def ledger_page(found: Mapping[str, Any]) -> RenderableType:
+    """What a ledger holds: the whole, models, runs, and how calls ended."""
+    span = f"{found['first']} to {found['last']}" if found["answers"] else "-"
+    whole = {"answers": f"{found['answers']:,}", "requests": f"{found['requests']:,}", "span": span}
+    parts: list[RenderableType] = [facts({**whole, "bytes": size(found["bytes"])}), ""]
+    models = _table(title=Text("Models", style="bold"), title_justify="left")
+    for title in ("asked as", "answered as", "answers", "good", "prompt", "cached", "reasoning", "output", "US $", "s"):
+        models.add_column(title, justify="left" if title.endswith("as") else "right", overflow="fold")
+    for model in found["models"]:
+        tokens = (model[f"{kind}_tokens"] for kind in ("prompt", "cached", "reasoning", "output"))
+        counts = (f"{number or 0:,}" for number in (model["answers"], model["good"], *tokens))
+        money = "no price" if model["money"] is None else f"{model['money']:.4f}"
+        models.add_row(
+            clean(model["asked_as"]), clean(model["answered_as"]), *counts, money, f"{model['seconds_mean']:.2f}"
+        )
+    runs = _table(title=Text("Runs", style="bold"), title_justify="left")
+    for title in ("run", "calls", "tokens", "US $", "minutes"):
+        runs.add_column(title, justify="left" if title == "run" else "right")
+    for name, used in found["runs"].items():
+        numbers = (f"{used['calls']:,}", f"{used['tokens']:,}", f"{used['money']:.4f}", f"{used['minutes']:.1f}")
+        runs.add_row(clean(name), *numbers)
+    endings = ", ".join(f"{count:,} {clean(ending)}" for ending, count in found["calls"].items()) or "none"
+    parts += [models, "", runs, "", facts({"calls": endings})]
+    if "damaged" in found:
+        parts += ["", facts({"sound": f"{found['sound']:,} answers", "damaged": len(found["damaged"])})]
+        parts += [Text(clean(problem)) for problem in found["damaged"]]
+    return Group(*parts)
+
+
 def _note(text: str) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row("  -", Text(text))

@@ -28,11 +28,11 @@ from lmdistill.models import (
     load_tokenizer,
     pick_device,
     quiet_transformers,
-    resolve_path,
 )
 from lmdistill.objectives import find_divergence
 from lmdistill.objectives.chunked import CHUNK_BYTES
 from lmdistill.objectives.rows import compiler_works
+from lmdistill.packages import resolve_path
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
 from lmdistill.signals.manifest import MANIFEST, read_manifest

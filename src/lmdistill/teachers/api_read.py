@@ -88,7 +88,8 @@ class Reader:
     def facts(self, stored: Stored) -> Facts:
         """What the ledger keeps beside the bytes, without a look at whether they are what was asked for."""
         usage, finish, model, fingerprint = read_facts(stored.raw)
-        return self._facts(finish or FAILED, None, model, fingerprint, usage)
+        problem = None if finish else "no answer in it"
+        return self._facts(finish or FAILED, problem, model, fingerprint, usage)
 
     def _facts(self, finish: str, problem: str | None, model: str, fingerprint: str, usage: Usage | None) -> Facts:
         money = self.price.of(usage) if self.price is not None and usage is not None else None

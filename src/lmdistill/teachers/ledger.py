@@ -124,6 +124,12 @@ class Ledger:
         )
         return [(size, Usage(*counts)) for size, *counts in self._reader.execute(sql, (model_asked, most))]
 
+    def batch_calls(self) -> dict[tuple[str, int], int]:
+        """Numbers of the calls that went out in batch files, by key and number of the try; the latest of each."""
+        sql = "SELECT key, turn, id FROM calls WHERE outcome = 'batch' ORDER BY id"
+        with self._reading:
+            return {(key.hex(), turn): number for key, turn, number in self._reader.execute(sql)}
+
     def note(self, name: str, value: str) -> None:
         """Remember a value under a name."""
         self._writer.submit("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))

@@ -99,9 +99,7 @@ class Budget:
                 )
             self._settled.clear()
             await self._settled.wait()
-        self.calls += 1
-        self.tokens += most.tokens
-        self.money += most.money
+        self.take(most)
         self._under_way += 1
 
     def settle(self, reserved: Reserved, taken: Reserved | None) -> None:
@@ -116,11 +114,22 @@ class Budget:
         """What a template adds is found in what the server counts."""
         self._most_beyond = max(self._most_beyond, prompt_tokens - prompt_bytes)
 
-    def _exceeded(self, most: Reserved, final: bool = False) -> str | None:
-        """Which cap the call would exceed; with `final`, of those that no ending call can help."""
+    def take(self, most: Reserved) -> None:
+        """Count what goes out in a batch file, whose end is not waited for."""
+        self.calls += 1
+        self.tokens += most.tokens
+        self.money += most.money
+
+    def exceeded_by(self, calls: int, tokens: int, money: int) -> str | None:
+        """Which cap so many calls together would exceed."""
+        return self._exceeded(Reserved(tokens, money), calls=calls) if calls else None
+
+    def _exceeded(self, most: Reserved, final: bool = False, calls: int = 1) -> str | None:
+        """Which cap the next calls would exceed; with `final`, of those that no ending call can help."""
         limits, left = self.limits, self.seconds_left()
-        if limits.calls is not None and self.calls + 1 > limits.calls:
-            return f"{self.calls} of {limits.calls} calls are used (api.limits.calls)"
+        if limits.calls is not None and self.calls + calls > limits.calls:
+            more = "" if calls == 1 else f", and {calls} more are needed"
+            return f"{self.calls} of {limits.calls} calls are used{more} (api.limits.calls)"
         if left is not None and left <= 0:
             return f"{limits.minutes:g} minutes of asking are over (api.limits.minutes)"
         if final:

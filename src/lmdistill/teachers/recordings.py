@@ -17,8 +17,8 @@ from typing import Any
 
 from lmdistill.errors import CorruptFile, DataError, Refused
 from lmdistill.io import write_lines
-from lmdistill.teachers.api_wire import Identity
-from lmdistill.teachers.ledger import Ledger, Stored
+from lmdistill.teachers.api_wire import Identity, read_facts
+from lmdistill.teachers.ledger import Facts, Ledger, Stored
 from lmdistill.teachers.ledger_rows import all_answers
 
 VERSION = 1
@@ -163,6 +163,9 @@ def add_recording(ledger: Ledger, recording: Recording) -> int:
         there = ledger.find(answer.key)
         if there is None or there.turn < answer.turn:
             ledger.store(answer)
+            usage, finish, model, fingerprint = read_facts(answer.raw)
+            problem = None if finish else "no answer in it"
+            ledger.add_facts(answer, Facts(finish or "failed", problem, model, fingerprint, usage))
             added += 1
     return added
 
