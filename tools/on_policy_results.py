@@ -195,7 +195,7 @@ def page(
         "together, with its kernels compiled before. "
         f"Seeds {', '.join(map(str, seeds))}; the interval is the 95 % t-interval over seeds, and *difference* is that "
         "of the paired difference to `more KD` (same seed, same held-out text). "
-        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['dtype']}.",
+        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['dtype']}. {study.get('conditions', '')}",
         "",
     ]
     for measure in MEASURES:
