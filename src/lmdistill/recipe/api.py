@@ -77,6 +77,8 @@ class ApiSpec(Section):
     revision: str | None = None
     """Which weights the server holds, where you know it. Answers are then shared between addresses that serve it;
     otherwise the address stands for the weights."""
+    template: str = ""
+    """Tells the server's chat template apart from others, where you change it: answers under another one are others."""
     key_variable: str | None = None
     """Environment variable that holds the key. Absent: LMDISTILL_API_KEY, and OPENAI_API_KEY for api.openai.com."""
     key_file: str | None = None

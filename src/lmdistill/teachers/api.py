@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -152,10 +152,10 @@ class ApiTeacher:
         spec = self.spec
         where = spec.revision or (spec.base_url or "").rstrip("/")
         if self._recording is not None:
-            return self._recording.identity(spec.model, where or None)
+            return replace(self._recording.identity(spec.model, where or None), template=spec.template)
         if spec.serve is not None and spec.revision is None:
             where = weights_revision(find_gguf(spec.model), self.ledger)
-        return Identity(spec.model, where)
+        return Identity(spec.model, where, spec.template)
 
     def _begin(self, request: Request) -> Answer | _Waiting:
         """The answer where it is in the ledger; else it is asked for."""

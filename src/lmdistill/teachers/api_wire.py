@@ -37,6 +37,8 @@ class Identity:
     model: str
     where: str
     """The revision of its weights, or the address of its server."""
+    template: str = ""
+    """Which chat template the server uses, where the recipe tells it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def request_key(identity: Identity, request: Request) -> str:
         {
             "model": identity.model,
             "where": identity.where,
+            "template": identity.template,
             "messages": [list(message) for message in request.messages],
             "sampling": {
                 "max_tokens": sampling.max_tokens,
