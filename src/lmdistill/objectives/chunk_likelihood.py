@@ -20,11 +20,13 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lmdistill.objectives.alignment import Alignment, covers, tokens_of
 from lmdistill.objectives.grouped import GroupChunk, GroupLoss, check_ends, check_ids, grouped_loss
-from lmdistill.objectives.products import product_dtype, project
-from lmdistill.objectives.rows import LogitsView, log_normaliser, softmax_rows, working_dtype
+from lmdistill.objectives.products import product_dtype
+from lmdistill.objectives.rows import LogitsView, add_at, log_normaliser, softmax_rows, working_dtype
+from lmdistill.objectives.token_logprobs import token_logprobs
 
 ChunkKind = Literal[
     "binary_ce",
@@ -119,7 +121,7 @@ def chunk_likelihood_loss(
         loss_g, slope_g = difference(student_g, teacher_G[chunk.groups_g], temperature)
         pull_n = (slope_g * chunk.weight_g)[chunk.owner_n]
         softmax_rows(raw_nV, all_n, -pull_n, None, None, one, view=view, compiled=compiled)
-        raw_nV.scatter_add_(1, ids_n1, view.chain(pull_n[:, None], z_n1).to(raw_nV.dtype))
+        add_at(raw_nV, ids_n1, view.chain(pull_n[:, None], z_n1))
         return loss_g
 
     size = torch.empty((), dtype=compute_dtype or product_dtype(student_hidden_NH)).element_size()
@@ -156,22 +158,24 @@ def own_logprobs(
 
     Row i - 1 of the hidden states predicts token i, so no group may hold the first token.
     """
-    vocabulary = vocab_size or len(head_VK)
     inside_M = covers(alignment.teacher_first_G, alignment.teacher_end_G, len(ids_M))
-    tokens_m = inside_M.nonzero()[:, 0]
-    check_ids(ids_M, tokens_m, vocabulary, "the teacher's ids_M")
-    head_vK = head_VK[:vocabulary]
-    bias_v = None if bias is None else bias[:vocabulary].to(head_vK.dtype)
-    view = LogitsView(logit_scale, softcap)
-    found_M = torch.zeros(len(ids_M), dtype=working_dtype(head_vK), device=hidden_MK.device)
-    step = chunk_tokens or max(1, _CHUNK_BYTES // (vocabulary * head_vK.element_size()))
-    buffer_nV = head_vK.new_empty(min(step, len(tokens_m)), vocabulary)
-    for tokens_n in tokens_m.split(step) if len(tokens_m) else ():
-        raw_nV = buffer_nV[: len(tokens_n)]
-        project(hidden_MK[tokens_n - 1].to(head_vK.dtype), head_vK, bias_v, raw_nV)
-        z_n = view.logits(raw_nV.gather(1, ids_M[tokens_n].long()[:, None]))[:, 0]
-        found_M[tokens_n] = z_n - log_normaliser(raw_nV, z_n.new_ones(()), view=view, compiled=compiled)
-    return found_M
+    if bool(inside_M[:1].any()):
+        raise ValueError("a group holds the teacher's first token, which nothing predicts; leave it out")
+    found_M = token_logprobs(
+        hidden_MK,
+        head_VK,
+        pad(ids_M[1:], (0, 1)),
+        mask_N=pad(inside_M[1:], (0, 1)),
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        # The head of a teacher may be by far the largest tensor here: no copy of it in another number format.
+        compute_dtype=head_VK.dtype,
+        compiled=compiled,
+    )
+    return pad(found_M[:-1], (1, 0))
 
 
 def _teacher_likelihood(logprobs_M: Tensor, alignment: Alignment) -> Tensor:

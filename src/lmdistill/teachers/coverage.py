@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MINIMUM_COVERAGE = 0.5
 """Below this share of bytes in comparable groups a pair should be refused. Pairs of tokenizers that leave texts as they
-are lie above 0.97 in every language tried (docs/cross_tokenizer.md): what falls below 0.5 has a teacher that cannot say
+are lie above 0.99 in every language tried (docs/cross_tokenizer.md): what falls below 0.5 has a teacher that cannot say
 most of the text, and an alignment that would train the student on the smaller part of it."""
 TANGLED = 2
 """A group is tangled where both sides have more tokens than this."""
