@@ -44,6 +44,7 @@ def estimate(
     ledger: Ledger, reader: Reader, budget: Budget, identity: Identity, requests: Iterable[Request]
 ) -> Estimate:
     """What answering these would take. Raises DataError for a request that cannot be asked."""
+    ledger.flush()
     sample = ledger.sample_usage(identity.model)
     learned = len(sample) if len(sample) >= ENOUGH_ANSWERS else 0
     per_byte = sum(usage.prompt for _, usage in sample) / sum(size for size, _ in sample) if learned else None

@@ -104,6 +104,10 @@ class Ledger:
             taken = (usage.prompt + usage.output, facts.money or 0)
             self.end_call(answer.call, "answered", answer.seconds, "", taken)
 
+    def flush(self) -> None:
+        """Wait until all that was handed in is on the disk, so that reading finds it."""
+        self._writer.submit_and_tell(rows.KEEP_TIME, (self.clock(), self._session)).result()
+
     def unread(self) -> list[Stored]:
         """Answers that nobody has looked into, since a kill came between."""
         with self._reading:

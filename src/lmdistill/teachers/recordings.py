@@ -98,11 +98,12 @@ class Recording:
     def _head(self, data: bytes) -> int:
         try:
             head = json.loads(data)
-            if head["recording"] != VERSION:
-                raise CorruptFile(f"{self.path}: version {head['recording']!r}, known is {VERSION}; export it again")
-            return int(head["answers"])
+            version, answers = head["recording"], int(head["answers"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptFile(f"{self.path} is no recording ({type(error).__name__} in its first line)") from error
+        if version != VERSION:
+            raise CorruptFile(f"{self.path}: version {version!r}, known is {VERSION}; export it again")
+        return answers
 
     def _answer(self, data: bytes, line: int) -> Stored:
         try:
@@ -167,6 +168,7 @@ def add_recording(ledger: Ledger, recording: Recording) -> int:
             problem = None if finish else "no answer in it"
             ledger.add_facts(answer, Facts(finish or "failed", problem, model, fingerprint, usage))
             added += 1
+    ledger.flush()
     return added
 
 
