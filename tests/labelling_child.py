@@ -1,8 +1,8 @@
 """Asks a server in child processes that can be killed at any instant.
 
-A process that has imported everything waits for lines on its standard input, `FOLDER URL ROWS`, and forks for each, so a
-kill costs no imports. A child appends the key of every answer that it was given to FOLDER/acknowledged, and at its end
-writes all texts to FOLDER/rows.json.
+A process that has imported everything waits for lines on its standard input, `FOLDER URL ROWS`, and forks for each,
+so a kill costs no imports. A child appends the key of every answer that it was given to FOLDER/acknowledged, and at its
+end writes all texts to FOLDER/rows.json.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ def uld_loss(
 ) -> GroupLoss:
     """Sum over pairs of sum_i |p_(i) - q_(i)| / num_items, p and q the sorted probabilities (2402.12030).
 
-    The released code adds 1.5 times it to the cross-entropy. `pairs` are groups of one token each: row first - 1 of either side
-    holds the distribution. Other arguments as in `gold_loss`. Raises ValueError for a pair of several tokens.
+    The released code adds 1.5 times it to the cross-entropy. `pairs` are groups of one token each: row first - 1 of
+    either side holds the distribution. Other arguments as in `gold_loss`. Raises ValueError for a pair of several
+    tokens.
     """
     if len(pairs) and not bool(pairs.one_to_one.all()):
         raise ValueError("ULD pairs single positions; make them with pair_positions, or use gold_loss(match=None)")

@@ -28,9 +28,7 @@ class Import:
     """Whether the recipe was there before, and was left alone."""
 
 
-def write_import(
-    answers: Path, model: ModelSpec, folder: Path, *, name: str | None, k: int, max_length: int
-) -> Import:
+def write_import(answers: Path, model: ModelSpec, folder: Path, *, name: str | None, k: int, max_length: int) -> Import:
     """Write training data and, unless there is one, a recipe into a folder.
 
     `model` has the tokenizer that the answers are read with, and is the student that the recipe trains; `name` is the
