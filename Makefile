@@ -21,7 +21,7 @@ demo-offline: $(STAMP)  ## the demo from signals on disk: the teacher is asked o
 	$(BIN)/lmdistill run recipes/demo_offline.yaml
 
 test: $(STAMP)  ## set up and run the tests (at most 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" --durations=15
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" --durations=15
 
 test-slow: $(STAMP)  ## the slower tests: whole runs on real models, many kills, every compiled kernel
 	$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=15
