@@ -123,19 +123,21 @@ class Turns(TrainerCallback):
         """The weights have moved."""
         self.parts.seconds["optimiser"] += self.parts.clock() - self._optimiser
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One line for the driver."""
-        seconds = self.parts.clock() - self._started
-        self.answers.tell(
-            seconds=seconds, parts=dict(self.parts.seconds), peak_mib=resident("VmHWM"), **self.parts.counts
-        )
-        self._wait(control)
-
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Losses are for a person to see."""
-        print({name: value for name, value in logs.items() if "loss" in name or "norm" in name}, file=sys.stderr)
+        """One line for the driver: every step ends with its losses being logged."""
+        if "loss" not in logs:
+            return
+        seconds = self.parts.clock() - self._started
+        self.answers.tell(
+            seconds=seconds,
+            parts=dict(self.parts.seconds),
+            peak_mib=resident("VmHWM"),
+            loss=float(logs["loss"]),
+            **self.parts.counts,
+        )
+        self._wait(control)
 
     def _wait(self, control: TrainerControl) -> None:
         self.parts.seconds.clear()
