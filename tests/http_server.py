@@ -68,7 +68,7 @@ class HttpServer:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
             return None
-        first, *lines = head.decode("latin-1").split("\r\n")
+        first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, path, _ = first.split(" ", 2)
         headers = {}
         for line in lines:

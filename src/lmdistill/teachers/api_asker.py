@@ -8,7 +8,6 @@ not imported here.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from lmdistill.recipe import ApiSpec
 from lmdistill.teachers.api_http import Transport
 from lmdistill.teachers.api_read import Reader, Reading, failed
 from lmdistill.teachers.api_types import Answer, Request
-from lmdistill.teachers.api_wire import Identity, body_of, path_of, whole
+from lmdistill.teachers.api_wire import Identity, body_of, call_text, path_of, whole
 from lmdistill.teachers.concurrency import Gate, Outcome
 from lmdistill.teachers.ledger import Ledger, Stored
 from lmdistill.teachers.ledger_rows import now
@@ -179,7 +178,7 @@ class Asker:
         request, key, spec = pending.request, pending.key, self.spec
         path, tag = path_of(request), whole(request.tag)
         body = body_of(request, spec.model, turn, spec.max_tokens_field)
-        call = json.dumps({"path": path, "body": body}, ensure_ascii=False, separators=(",", ":"))
+        call = call_text(path, body)
         size = len(call.encode("utf-8", "surrogatepass"))
         reserved = self._budget.most(size, len(request.messages), request.sampling.max_tokens)
         if self._transport.paid:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lmdistill.teachers.api_read import Reader
 from lmdistill.teachers.api_types import Request, Usage
-from lmdistill.teachers.api_wire import Identity, body_of, check_request, request_key
+from lmdistill.teachers.api_wire import Identity, body_of, call_text, check_request, path_of, request_key
 from lmdistill.teachers.ledger import Ledger
 from lmdistill.teachers.limits import Budget
 from lmdistill.teachers.prices import dollars
@@ -61,7 +60,7 @@ def estimate(
             continue
         asked.add(key)
         calls += 1
-        call = json.dumps(body_of(request, identity.model), ensure_ascii=False, separators=(",", ":"))
+        call = call_text(path_of(request), body_of(request, identity.model))
         size, limit = len(call.encode("utf-8", "surrogatepass")), request.sampling.max_tokens
         most = budget.most(size, len(request.messages), limit)
         at_most += most.tokens

@@ -134,6 +134,11 @@ def body_of(
     return {**body, **sampling.extra}
 
 
+def call_text(path: str, body: Mapping[str, Any]) -> str:
+    """A call as the ledger keeps it: JSON of its endpoint and body."""
+    return json.dumps({"path": path, "body": body}, ensure_ascii=False, separators=(",", ":"))
+
+
 def read_content(request: Request, raw: bytes) -> Content:
     """What a body says. Raises BadAnswer where it is no answer, or not the one that was asked for."""
     try:
@@ -161,7 +166,7 @@ def read_content(request: Request, raw: bytes) -> Content:
         finish=finish,
         problem=problem,
         usage=_usage(value.get("usage")),
-        logprobs=_logprobs(request, choice.get("logprobs"), raw) if problem is None else None,
+        logprobs=_logprobs(request, choice.get("logprobs"), raw, needed=problem is None),
         model=_name(value.get("model")),
         fingerprint=_name(value.get("system_fingerprint")),
     )
@@ -248,8 +253,8 @@ def _validator(schema: str) -> Any:
     return kind(value, registry=Registry())  # an empty registry: nothing that a schema names is fetched
 
 
-def _logprobs(request: Request, value: Any, raw: bytes) -> Mapping[str, Any] | None:
-    """The log-probabilities that were asked for, checked."""
+def _logprobs(request: Request, value: Any, raw: bytes, needed: bool) -> Mapping[str, Any] | None:
+    """The log-probabilities that were asked for, checked; an answer that is not whole may have none."""
     if request.sampling.logprobs is None:
         return None
     from lmdistill.signals.api_text import check_logprobs  # lazily: it costs torch, which plain answers do not need
@@ -257,6 +262,8 @@ def _logprobs(request: Request, value: Any, raw: bytes) -> Mapping[str, Any] | N
     try:
         check_logprobs(value, request.sampling.logprobs)
     except DataError as error:
+        if not needed:
+            return None
         raise BadAnswer(f"the answer's log-probabilities cannot be used: {error}", raw) from None
     return dict(value)
 

@@ -19,7 +19,7 @@ from lmdistill.errors import BudgetSpent, DataError
 from lmdistill.io import write_lines
 from lmdistill.teachers.api import ApiTeacher
 from lmdistill.teachers.api_types import Request
-from lmdistill.teachers.api_wire import body_of, path_of, whole
+from lmdistill.teachers.api_wire import body_of, call_text, path_of, whole
 from lmdistill.teachers.ledger import Stored
 from lmdistill.teachers.ledger_rows import now
 
@@ -192,7 +192,7 @@ def _store(
     teacher: ApiTeacher, line: dict[str, Any], body: dict[str, Any], key: str, turn: int, call: int, discount: float
 ) -> None:
     path = str(line["url"]).removeprefix(_PREFIX)
-    asked = json.dumps({"path": path, "body": line["body"]}, ensure_ascii=False, separators=(",", ":"))
+    asked = call_text(path, line["body"])
     raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     identity = teacher.identity
     stored = Stored(key, turn, raw, asked, 0.0, now(), identity.model, identity.where, "", call)

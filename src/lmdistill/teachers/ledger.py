@@ -121,9 +121,9 @@ class Ledger:
         return {model for model, _ in found}, {fingerprint for _, fingerprint in found if fingerprint}
 
     def sample_usage(self, model_asked: str, most: int = 1000) -> list[tuple[int, Usage]]:
-        """Length of the call's JSON and what the answer took, of the latest answers of a model."""
+        """Bytes of the call's JSON and what the answer took, of the latest answers of a model."""
         sql = (
-            "SELECT length(request), prompt, cached, reasoning, output FROM answers "
+            "SELECT length(CAST(request AS BLOB)), prompt, cached, reasoning, output FROM answers "
             "WHERE model_asked = ? AND prompt IS NOT NULL ORDER BY id DESC LIMIT ?"
         )
         return [(size, Usage(*counts)) for size, *counts in self._reader.execute(sql, (model_asked, most))]
