@@ -6,8 +6,10 @@ import datetime
 import gzip
 import json
 import math
+import re
 import traceback
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -322,7 +324,7 @@ def test_a_body_ends_at_its_limit_packed_or_not() -> None:
         "example.com/v1",
     ],
 )
-def test_no_key_goes_to_such_an_address(address: str, tmp_path: object) -> None:
+def test_no_key_goes_to_such_an_address(address: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="base_url") as told:
         ApiSpec(model="m", base_url=address)
     assert "hidden-word" not in str(told.value)
@@ -342,11 +344,11 @@ def test_addresses_that_may_be_asked() -> None:
         ApiSpec(model="m", serve="llamacpp", base_url="https://example.com/v1")
 
 
-def test_a_password_in_a_recipe_is_not_shown(tmp_path: object) -> None:
+def test_a_password_in_a_recipe_is_not_shown(tmp_path: Path) -> None:
     recipe = (
         "teacher: {model: x}\ndata: {train: [{path: x}]}\napi: {model: m, base_url: 'https://u:hidden-word@h/v1'}\n"
     )
-    file = tmp_path / "r.yaml"  # type: ignore[operator]
+    file = tmp_path / "r.yaml"
     file.write_text(recipe)
     with pytest.raises(RecipeError, match="user or password") as told:
         load_recipe(file)
@@ -354,7 +356,19 @@ def test_a_password_in_a_recipe_is_not_shown(tmp_path: object) -> None:
     assert not [text for text in shown if "hidden-word" in text]
 
 
-def test_where_the_key_comes_from(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_of_the_guide_are_recipes(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "api_teachers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        whole = f"teacher: {{model: x}}\ndata: {{train: [{{path: x}}]}}\n{block}"
+        if "prices" in block:
+            whole += "  model: my-model\n  base_url: https://example.com/v1\n"
+        (tmp_path / "r.yaml").write_text(whole)
+        assert load_recipe(tmp_path / "r.yaml").api is not None
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LMDISTILL_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
@@ -372,7 +386,7 @@ def test_where_the_key_comes_from(tmp_path: object, monkeypatch: pytest.MonkeyPa
     found = read_secret(other)
     assert found is not None
     assert found.header() == "Bearer ours"
-    file = tmp_path / "key"  # type: ignore[operator]
+    file = tmp_path / "key"
     file.write_text("from-file\n")
     found = read_secret(ApiSpec(model="m", base_url="https://x.org", key_file=str(file)))
     assert found is not None

@@ -126,6 +126,7 @@ class ApiTeacher:
                 yield answer
         finally:
             self._give_up(window)
+            self._windows = [other for other in self._windows if other is not window]
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         """What answering these would cost; nothing is asked. Raises DataError for a request that cannot be asked."""
