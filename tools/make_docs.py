@@ -157,10 +157,19 @@ def cli_page() -> str:
     about = inspect.cleandoc(cli_doc or "").split("\n\n")
     parts = ["# Command line\n", f"{group.help}\n", *(f"{' '.join(text.split())}\n" for text in about[1:-1])]
     parts.append("Progress is a live display on a terminal, plain lines elsewhere, and JSON lines with `--json`.\n")
-    for name, command in group.commands.items():
-        parts += [f"## `lmdistill {name}`\n", f"{inspect.cleandoc(command.help or '')}\n", _parameter_table(command)]
+    for name, command in _commands(group):
+        parts.append(f"## `lmdistill {name}`\n\n{inspect.cleandoc(command.help or '')}\n")
+        parts += [] if hasattr(command, "commands") else [_parameter_table(command)]
     parts.append(f"{EPILOG}\n")
     return "\n".join(parts)
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All commands by name, those of a group behind it."""
+    for name, command in group.commands.items():
+        yield prefix + name, command
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
 
 
 def _parameter_table(command: Any) -> str:
