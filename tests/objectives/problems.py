@@ -40,9 +40,7 @@ KINDS: list[tuple[str, dict[str, float]]] = [
 NAMES = [name + "".join(f"-{key}={value}" for key, value in parameters.items()) for name, parameters in KINDS]
 # Reached from s = t without a kink and with no quantity held fixed: autograd's own check applies.
 SMOOTH = [
-    (name, parameters)
-    for name, parameters in KINDS
-    if name not in ("adaptive_kl", "taid", "skew_reverse_kl_detached")
+    (name, parameters) for name, parameters in KINDS if name not in ("adaptive_kl", "taid", "skew_reverse_kl_detached")
 ]
 
 

@@ -1,6 +1,6 @@
 """Start a real llama.cpp server in this process, ask it some questions, and keep what it returns.
 
-    python ask_llamacpp.py MODEL.gguf ANSWERS.jsonl
+python ask_llamacpp.py MODEL.gguf ANSWERS.jsonl
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from echo_server import EchoServer
 from http_server import serving
 from labelling_child import REQUESTS, Forker, forking
-
 from lmdistill.teachers.ledger import reading
 
 ROWS = 40
@@ -48,7 +48,7 @@ def acknowledged_keys(folder: Path) -> set[str]:
 
 
 def kill_and_finish(forker: Forker, echo: EchoServer, folder: Path, delay: float) -> tuple[int, int]:
-    """Kill a run after some time and run it again to its end; answers that were stored, and calls that were repeated."""
+    """Kill a run after some time, run it again to its end; answers that were stored, and calls that were repeated."""
     folder.mkdir()
     echo.asked.clear()
     child = forker.start(folder, echo.url, ROWS)
