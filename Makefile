@@ -56,6 +56,7 @@ benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/offline.py
+	$(BIN)/python benchmarks/api.py
 	$(BIN)/python benchmarks/on_policy.py
 
 results-on-policy: $(STAMP)  ## docs/results/on_policy.md: five ways of going on for the same time, three seeds (about an hour)

@@ -44,7 +44,7 @@ class Pending:
     key: str
     task: asyncio.Task[Answer] | None = None
     sent: bool = False
-    """Whether a call is at the server."""
+    """Whether a call is at the server, or as good as there."""
     abandoned: bool = False
     """Whether no further call is to be made."""
     busy: int = 0
@@ -183,13 +183,14 @@ class Asker:
         reserved = self._budget.most(size, len(request.messages), request.sampling.max_tokens)
         if self._transport.paid:
             await self._budget.reserve(reserved)
+        pending.sent = True  # it counts from here on, so it is not given up either
         taken: Reserved | None = _NOTHING  # until it is sent
         number, outcome, message, start = 0, "cancelled", "", time.monotonic()
         try:
             if self._transport.paid:
                 number, written = self._ledger.open_call(key, turn, tag, reserved.tokens, reserved.money)
                 await asyncio.wrap_future(written)
-            asked, start, taken, pending.sent = now(), time.monotonic(), None, True
+            asked, start, taken = now(), time.monotonic(), None
             raw = await self._send(key, turn, path, body)
             seconds = time.monotonic() - start
             identity = self._identity
