@@ -2,8 +2,9 @@
 
 Everything that `SetCodec` codes, and nothing less, is laid out as bytes in several ways: frequency ranks in ascending
 order as gaps, and a level for each. Each layout gets its own dictionary, trained on the sequences that our tables are
-learnt on, and zstd's highest ordinary level; frames are as small as the library lets them be (no magic number, no
-checksum, no size). A frame holds one sequence, as in the store, so that each can be read alone.
+learnt on, of the size that serves it best, and zstd's highest ordinary level; frames are as small as the library lets
+them be (no magic number, no checksum, no size). A frame holds one sequence, as in the store, so that each can be read
+alone.
 
 Shape legend: N positions of a sequence, k slots of a position.
 """
@@ -18,8 +19,8 @@ import zstandard
 from lmdistill.signals.codec import SetCodec, Sets
 
 LEVEL = 19
-DICTIONARY_BYTES = 112_640
-"""zstd's own default; larger ones were not better."""
+DICTIONARY_BYTES = (8_192, 32_768, 112_640)
+"""The last is the default of zstd's command."""
 
 
 def varint(value: int) -> bytes:
@@ -97,10 +98,12 @@ def sizes(codec: SetCodec, learnt: Sequence[Sets], measured: Sequence[Sets]) -> 
     found = {}
     for name, layout in LAYOUTS.items():
         plain = [layout(codec, sets) for sets in measured]
-        dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, [layout(codec, sets) for sets in learnt], level=LEVEL)
+        samples = [layout(codec, sets) for sets in learnt]
         found[name] = sum(map(len, plain)) / positions
         found[f"{name}, zstd"] = _packed(plain, None) / positions
-        found[f"{name}, zstd with a dictionary"] = _packed(plain, dictionary) / positions
+        trained = [zstandard.train_dictionary(size, samples, level=LEVEL) for size in DICTIONARY_BYTES]
+        best = min(_packed(plain, dictionary) for dictionary in trained)
+        found[f"{name}, zstd with a dictionary"] = best / positions
     return found
 
 
