@@ -129,6 +129,8 @@ def test_an_estimate_says_what_it_would_cost_and_asks_nothing(tmp_path: Path) ->
             blind = teacher.estimate([*questions(50), *questions(50)])
             assert (blind.requests, blind.stored, blind.calls, echo.calls) == (100, 50, 50, 0)
             assert (blind.output_tokens, blind.learned_from) == (50 * 16, 0)
+            assert blind.sentence().startswith("100 requests, 50 of them in the ledger or asked twice: 50 calls, ")
+            assert "800 of answers (if each is as long as it may be)" in blind.sentence()
             list(teacher.answer(questions(30)))
             taught = teacher.estimate(questions(130))
             assert (taught.stored, taught.calls, taught.learned_from) == (30, 100, 30)
@@ -138,7 +140,9 @@ def test_an_estimate_says_what_it_would_cost_and_asks_nothing(tmp_path: Path) ->
             assert taught.money == pytest.approx((taught.prompt_tokens * 1000 + 300 * 2000) / 1e6)
             assert taught.money_at_most is not None
             assert taught.money < taught.money_at_most
+            assert "like 30 earlier ones" in taught.sentence()
             list(teacher.answer(questions(130)))
+            assert "nothing is asked" in teacher.estimate(questions(130)).sentence()
             spent = teacher.spent()
         assert spent.money / 1e12 < taught.money_at_most
 

@@ -38,6 +38,20 @@ class Estimate:
     learned_from: int
     """Earlier answers of this model that the expectations come from; 0 where there are too few."""
 
+    def sentence(self) -> str:
+        """All of it in words, for a dry run."""
+        if not self.calls:
+            return f"all {self.requests:,} answers are in the ledger: nothing is asked"
+        money = ", the model has no price"
+        if self.money is not None and self.money_at_most is not None:
+            money = f", about US $ {self.money:.4g} and at most {self.money_at_most:.4g}"
+        whence = f"like {self.learned_from:,} earlier ones" if self.learned_from else "if each is as long as it may be"
+        return (
+            f"{self.requests:,} requests, {self.stored:,} of them in the ledger or asked twice: {self.calls:,} calls, "
+            f"{self.prompt_tokens:,} tokens of prompts and {self.output_tokens:,} of answers ({whence}), at most "
+            f"{self.tokens_at_most:,} together{money}"
+        )
+
 
 def estimate(
     ledger: Ledger, reader: Reader, budget: Budget, identity: Identity, requests: Iterable[Request]
