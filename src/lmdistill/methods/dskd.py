@@ -36,6 +36,7 @@ METHOD = Method(
         "The projections are kept in checkpoints and not in the student. They are trained at the student's learning "
         "rate; the publication gives them one of their own, 1e-3.",
         "KL_t→s counts where the projected teacher finds the text's own token likeliest, as published.",
-        "All terms are divided by the student's trained tokens of the step.",
+        "All terms are divided by the student's trained tokens of the step. States are divided by their standard "
+        "deviation over a micro-batch, as released, so that the size of micro-batches matters a little.",
     ),
 )
