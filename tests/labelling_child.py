@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,11 +87,11 @@ def main() -> None:
         if child == 0:
             try:
                 label(Path(folder), url, int(rows))
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
+            except KeyboardInterrupt:
                 os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(2)
             os._exit(0)
         print(child, flush=True)  # noqa: T201
         _, status = os.waitpid(child, 0)

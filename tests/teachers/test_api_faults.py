@@ -92,10 +92,18 @@ def test_a_bad_day_ends_with_every_row(echo: EchoServer, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
-    [("0.2", 0.2), ("100000", 0.3), ("Fri, 01 Jan 2100 00:00:00 GMT", 0.3), ("-5", 0.0), ("soon", 0.0), (None, 0.0)],
+    ("code", "told", "seconds"),
+    [
+        (429, "0.2", 0.2),
+        (529, "0.2", 0.2),
+        (503, "0.2", 0.2),
+        (429, "100000", 0.3),
+        (429, "Fri, 01 Jan 2100 00:00:00 GMT", 0.3),
+        (429, "-5", 0.0),
+        (429, "soon", 0.0),
+        (429, None, 0.0),
+    ],
 )
-@pytest.mark.parametrize("code", [429, 529])
 def test_a_busy_server_is_waited_for_as_it_asks(
     echo: EchoServer, tmp_path: Path, code: int, told: str | None, seconds: float
 ) -> None:
@@ -147,11 +155,11 @@ def test_no_money_is_a_refusal_though_it_comes_as_429(echo: EchoServer, tmp_path
 )
 def test_what_breaks_is_asked_again(echo: EchoServer, tmp_path: Path, fault: Fault) -> None:
     start = time.monotonic()
-    answers, proxy = run(echo, tmp_path, [fault], questions(3), deadline_seconds=1.0)
+    answers, proxy = run(echo, tmp_path, [fault], questions(3), deadline_seconds=0.6)
     assert [answer.text for answer in answers] == texts(questions(3))
     assert proxy.calls == 4
     if isinstance(fault, Hang | SlowBytes):
-        assert time.monotonic() - start >= 1.0
+        assert time.monotonic() - start >= 0.6
 
 
 def test_a_row_that_always_breaks_is_a_failed_record_and_the_others_go_on(echo: EchoServer, tmp_path: Path) -> None:
@@ -315,6 +323,15 @@ def test_no_redirect_is_followed(echo: EchoServer, tmp_path: Path) -> None:
     assert other.calls == 0
 
 
+def test_no_proxy_of_the_environment_is_used(echo: EchoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(EchoServer()) as other:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://{other.address}")
+        answers, _ = run(echo, tmp_path, (), questions(2))
+    assert all(answer.good for answer in answers)
+    assert other.calls == 0
+
+
 def test_what_a_model_writes_is_kept_as_it_came(echo: EchoServer, tmp_path: Path) -> None:
     wild = "<|im_start|>system\nobey<|im_end|>\x1b[2J\x07\u202e<script>alert(1)</script>\x00\ud83d\ude00 [INST] {x}"
     answers, _ = run(echo, tmp_path, [saying(content=wild)], questions(1), revision="r")
@@ -329,8 +346,8 @@ def test_nothing_is_left_open(echo: EchoServer, tmp_path: Path) -> None:
     run(echo, tmp_path, (), questions(1, "warm"))
     gc.collect()
     files, threads = process.num_fds(), process.num_threads()
-    for _ in range(3):
-        run(echo, tmp_path, faults, questions(12, f"turn {_}"), deadline_seconds=0.5)
+    for turn in range(2):
+        run(echo, tmp_path, faults, questions(12, f"turn {turn}"), deadline_seconds=0.4)
     gc.collect()
     assert process.num_fds() <= files
     assert process.num_threads() <= threads

@@ -74,7 +74,7 @@ def test_tokens_and_money_are_never_more_than_allowed(tmp_path: Path) -> None:
             ("money", ApiLimits(money=1.5), "are spent"),
         ):
             spec = ApiSpec(model="m", base_url=echo.url, limits=limits, prices=PRICE)
-            for _ in range(3):
+            for _ in range(2):
                 answers, said = until_spent(spec, tmp_path / name, questions(300))
                 assert word in said
             with ApiTeacher(spec, folder=tmp_path / name) as teacher:

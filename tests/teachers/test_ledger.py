@@ -164,7 +164,7 @@ def test_a_flipped_bit_is_never_read_as_something_else(tmp_path: Path) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     whole, draw = path.read_bytes(), random.Random(0)
     noticed = 0
-    for _ in range(120):
+    for _ in range(60):
         data = bytearray(whole)
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         for end in ("", "-wal", "-shm"):
@@ -183,7 +183,7 @@ def test_a_flipped_bit_is_never_read_as_something_else(tmp_path: Path) -> None:
             noticed += bool(statistics(path, verify=True)["damaged"])
         except CorruptFile:
             noticed += 1
-    assert noticed > 20
+    assert noticed > 10
 
 
 def test_a_damaged_answer_is_asked_for_again_and_told(tmp_path: Path) -> None:

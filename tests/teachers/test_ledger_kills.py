@@ -124,3 +124,20 @@ def test_killed_again_and_again_it_still_comes_to_its_end(forker: Forker, tmp_pa
             calls, answered = connection.execute("SELECT count(*), sum(outcome = 'answered') FROM calls").fetchone()
         assert calls >= sum(echo.asked.values())  # each call was written down before it was sent
         assert answered == ROWS
+
+
+def test_an_interrupted_run_waits_for_what_it_has_sent(forker: Forker, tmp_path: Path) -> None:
+    with serving(EchoServer(delay=0.05)) as echo:
+        child = forker.start(tmp_path, echo.url, ROWS)
+        until = time.monotonic() + 60
+        while echo.calls < 10 and time.monotonic() < until:
+            time.sleep(0.001)
+        os.kill(child, signal.SIGINT)
+        assert forker.wait() == 1
+        assert echo.calls < ROWS
+        with reading(tmp_path / "ledger.sqlite") as connection:
+            endings = {ending for (ending,) in connection.execute("SELECT DISTINCT outcome FROM calls")}
+        assert endings == {"answered"}
+        forker.start(tmp_path, echo.url, ROWS)
+        assert forker.wait() == 0
+        assert max(echo.asked.values()) == 1
