@@ -32,7 +32,7 @@ test-ray: $(STAMP)  ## labelling with workers of Ray, one of which is killed (in
 
 test-vllm: $(STAMP)  ## labelling and writing through a real vLLM server for processors (makes .venv-vllm, some gigabytes)
 	@bash tools/make_vllm_env.sh
-	$(BIN)/python -m pytest -q tests/signals/test_vllm.py tests/trajectories/test_vllm_rollouts.py
+	$(BIN)/python -m pytest -q tests/signals/test_vllm.py tests/trajectories/test_vllm_rollouts.py tests/teachers/test_api_vllm.py
 
 test-all: test test-slow  ## both
 
