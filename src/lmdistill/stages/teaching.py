@@ -23,7 +23,7 @@ from lmdistill.teachers import (
     ServedTeacher,
     Teacher,
 )
-from lmdistill.teachers.cross_objective import CrossTokenizerObjective
+from lmdistill.teachers.cross_objective import find_objective
 from lmdistill.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lmdistill.teachers.served import ServedKind
 from lmdistill.teachers.translate import Translator
@@ -84,8 +84,7 @@ class AlignedTeacher:
         mixed: bool,
     ) -> None:
         """Raises ValueError for parameters that the kind does not have, ModelError for tokenizers that do not fit."""
-        parameters: dict[str, Any] = dict(spec.parameters)
-        objective = CrossTokenizerObjective(kind=spec.kind, **parameters)
+        objective = find_objective(spec.kind, spec.parameters)
         translator = Translator(
             student.tokenizer, context.teacher_tokenizer(), max_length=context_length(context.teacher.config)
         )
