@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,25 +146,31 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def _with_spellings(backend: Any, spellings: dict[str, str]) -> Any:
     """A copy of a `tokenizers.Tokenizer` in which tokens are renamed; padding, truncation and added ids are off."""
+    return _renamed(backend.to_str(), tuple(spellings.items()))
+
+
+@lru_cache(maxsize=2)
+def _renamed(description: str, spellings: tuple[tuple[str, str], ...]) -> Any:
+    """Made once for teacher and student: taking apart a large vocabulary takes seconds, and nothing changes a copy."""
     from tokenizers import AddedToken, Tokenizer
 
-    state = json.loads(backend.to_str())
+    state, names = json.loads(description), dict(spellings)
     # the post-processor only adds tokens around a text, and trims offsets, which must be exact here
     state.update(truncation=None, padding=None, post_processor=None)
     known = set()
     for token in state["added_tokens"]:
         known.add(token["content"])
-        if token["content"] in spellings:
-            token.update(content=spellings[token["content"]], normalized=False, special=True)
+        if token["content"] in names:
+            token.update(content=names[token["content"]], normalized=False, special=True)
     model = state["model"]
     if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {spellings.get(text, text): token_id for text, token_id in model["vocab"].items()}
+        model["vocab"] = {names.get(text, text): token_id for text, token_id in model["vocab"].items()}
     elif isinstance(model.get("vocab"), list):  # Unigram: [piece, score]
-        model["vocab"] = [[spellings.get(text, text), score] for text, score in model["vocab"]]
-    if model.get("unk_token") in spellings:
-        model["unk_token"] = spellings[model["unk_token"]]
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
     copy = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-    missing = [spelling for text, spelling in spellings.items() if text not in known]
+    missing = [spelling for text, spelling in names.items() if text not in known]
     if missing:
         copy.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in missing])
     return copy
