@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,23 @@ def test_every_recipe_reads_and_names_itself() -> None:
     assert {path.stem for path in paths} >= set(METHODS)
     for path in paths:
         assert load_recipe(path).name == path.stem
+
+
+def test_the_data_that_recipes_ship_are_what_the_script_writes() -> None:
+    spec = importlib.util.spec_from_file_location("make_recipe_data", ROOT / "tools" / "make_recipe_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    committed = [json.loads(line) for line in module.TARGET.read_text(encoding="utf-8").splitlines()]
+    assert committed == module.rows()
+    for row in committed:
+        # Every sum that a solution writes down is right, and it ends in the last of them.
+        sums = re.findall(r"(\d+) ([-+x/]) (\d+) = (\d+)", row["response"])
+        found = {"+": int.__add__, "-": int.__sub__, "x": int.__mul__, "/": int.__floordiv__}
+        assert [found[sign](int(a), int(b)) for a, sign, b, _ in sums] == [int(result) for *_, result in sums]
+        assert row["response"].endswith(f"The answer is {sums[-1][-1]}.")
+        assert sums[-1][-1] not in re.findall(r"answered (\d+)", row["feedback"])
 
 
 def test_methods_are_found_by_name_and_alias() -> None:
