@@ -19,7 +19,7 @@ LAYERS = [
     ["models"],
     ["signals", "objectives", "data"],
     ["students", "teachers"],
-    ["trajectories"],
+    ["trajectories", "generation"],
     ["training", "evaluation", "report"],
     ["doctor", "methods", "template"],
     ["stages"],
