@@ -143,6 +143,9 @@ class _Doctor:
         self.diagnosis.findings.append(Finding(check=check, severity=severity, message=message, fix=fix))
 
     def _teacher(self) -> None:
+        if self.recipe.teacher_is_remote:
+            self.say("teacher", "ok", f"{self.recipe.teacher.model.removeprefix('api:')} behind an API: it writes text")
+            return
         self.teacher_config = load_config(self.recipe.teacher)
         self.teacher_tokenizer = load_tokenizer(self.recipe.teacher)
         count = _parameters(self.teacher_config)
@@ -153,6 +156,10 @@ class _Doctor:
         )
 
     def _student(self) -> None:
+        if self.recipe.teacher_is_remote and self.recipe.student.model is not None:
+            self.student_config = load_config(self.recipe.student.model)
+            self.say("student", "ok", f"{_short(_parameters(self.student_config))} parameters")
+            return
         if self.teacher_config is None:
             return
         self.student_config = planned_config(self.recipe.student, self.teacher_config)
@@ -256,6 +263,7 @@ class _Doctor:
 
     def _data(self) -> None:
         sources = [source for stage in recipe_stages(self.recipe) for source in stage.train or []]
+        sources = [source for source in sources if not source.is_generated]
         for source in [*sources, *self.recipe.data.evaluation.values()]:
             first_documents(source, _FIRST_ROWS, self.recipe.data.on_bad_rows)
         count = len(sources) + len(self.recipe.data.evaluation)
@@ -276,6 +284,7 @@ class _Doctor:
         texts = [
             document.plain
             for source in sources
+            if not source.is_generated
             for document in first_documents(source, _FIRST_ROWS, self.recipe.data.on_bad_rows)
         ]
         found = coverage(load_tokenizer(spec.model), self.teacher_tokenizer, texts)
@@ -349,7 +358,7 @@ class _Doctor:
             self.say("compiler", "warning", "torch.compile does not work here: the loss runs slower.", "Install g++.")
 
     def _licence(self) -> None:
-        specs = {"teacher": self.recipe.teacher}
+        specs = {} if self.recipe.teacher_is_remote else {"teacher": self.recipe.teacher}
         if self.recipe.student.model is not None:
             specs["student"] = self.recipe.student.model
         for name, spec in specs.items():

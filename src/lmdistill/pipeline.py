@@ -17,10 +17,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lmdistill.data import DataReport, build_dataset, load_documents
+from lmdistill.data import DataReport, Document, build_dataset, load_documents
 from lmdistill.doctor import examine, tokenizer_differences
 from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
 from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
+from lmdistill.generation.desk import Student as Writer
 from lmdistill.io import RunLock, write_json, write_text
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
@@ -40,6 +41,7 @@ from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
 from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context
+from lmdistill.stages.generate import SEEDS, generated_documents, make_data, round_of, seeds_with_answers
 from lmdistill.stages.jobs import Job
 from lmdistill.stages.label import label_dataset
 from lmdistill.stages.prepare import (
@@ -53,7 +55,8 @@ from lmdistill.stages.prepare import (
 )
 from lmdistill.stages.select import select_documents
 from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
-from lmdistill.stages.train import Trained, carry_out
+from lmdistill.stages.student_writer import student_writer
+from lmdistill.stages.train import Trained, carry_out, carry_out_part
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
 
@@ -81,6 +84,8 @@ class _Work:
     skipped: set[str] = field(default_factory=set)
     order: list[str] = field(default_factory=list)
     heldout: dict[str, Dataset] = field(default_factory=dict)
+    made: dict[int, Path] = field(default_factory=dict)
+    """Folders of what the teacher wrote, by round."""
 
 
 def run_recipe(recipe: Recipe, *, progress: Progress | None = None) -> RunResult:
@@ -133,7 +138,7 @@ def _calibration(context: Context, work: _Work) -> Dataset | None:
     """The text that the student's construction looks at: that of the first stage; None where it looks at none."""
     if not needs_calibration(context.recipe.student):
         return None
-    documents, report = stage_documents(work.sources, work.stages[0])
+    documents, report = _documents(context, work, work.stages[0])
     # Trimming the vocabulary changes the tokenizer; otherwise training finds this text encoded already.
     name = "calibration" if context.recipe.student.vocabulary else f"train-{work.stages[0].name}"
     return encode(context, documents, tokenizer_for_calibration(context), name, report)
@@ -142,23 +147,68 @@ def _calibration(context: Context, work: _Work) -> Dataset | None:
 def _train(context: Context, work: _Work, student: Student, role: Role, stages: list[StageSpec]) -> Trained:
     """Train the student, or a baseline of it, through all stages."""
     is_student = role == "student"
-    jobs = [
-        Job(
-            name=stage.name if is_student else role if len(stages) == 1 else f"{role}-{stage.name}",
-            objective=stage.objective or context.recipe.objective,
-            training=stage.training,
-            trajectories=stage.trajectories or context.recipe.trajectories,
-            seconds=_budget(context) if is_student else None,
-            **_text_and_signals(context, work, student, stage),
-            heldout=work.heldout,
+    jobs: list[Job] = []
+    for stage in stages:
+        if is_student:
+            _make_data(context, work, student, stage, jobs)
+        jobs.append(
+            Job(
+                name=stage.name if is_student else role if len(stages) == 1 else f"{role}-{stage.name}",
+                objective=stage.objective or context.recipe.objective,
+                training=stage.training,
+                trajectories=stage.trajectories or context.recipe.trajectories,
+                seconds=_budget(context) if is_student else None,
+                **_text_and_signals(context, work, student, stage),
+                heldout=work.heldout,
+            )
         )
-        for stage in stages
-    ]
     target = context.folder.file("student" if is_student else f"baselines/{role}")
     trained = carry_out(context, student, jobs, target)
     for job in jobs:
         _log(work, job.name, trained.skipped)
     return trained
+
+
+def _make_data(
+    context: Context, work: _Work, student: Student | None, stage: StageSpec, before: list[Job]
+) -> Path | None:
+    """Let the teacher write the data that a stage trains on; its folder, or None where the stage has other text.
+
+    `before` are the trainings that come before it: a maker that asks the student asks it as they leave it.
+    """
+    if not any(source.is_generated for source in stage.train or []):
+        return None
+    number = round_of(context.recipe, stage.name)
+    if number in work.made:
+        return work.made[number]
+
+    def as_it_is() -> tuple[Writer, str]:
+        if student is None:
+            raise RecipeError(
+                "the student is built from text that only the student can bring about: set "
+                "student.depth.importance: uniform"
+            )
+        folder, weights = (student.folder, student.fingerprint)
+        if before:
+            folder, weights = carry_out_part(context, student, before)
+        assert context.recipe.generation is not None
+        return student_writer(context, folder, context.recipe.generation.ask), weights
+
+    made = make_data(context, number, as_it_is)
+    _log(work, f"generate-round-{number}", made.skipped)
+    work.made[number] = made.folder
+    return made.folder
+
+
+def _documents(context: Context, work: _Work, stage: StageSpec) -> tuple[list[Document], DataReport]:
+    """The documents of a stage, what the teacher wrote for it among them."""
+
+    def written(source: SourceSpec) -> tuple[list[Document], DataReport]:
+        folder = _make_data(context, work, None, stage, [])
+        assert folder is not None
+        return generated_documents(folder, source, context.recipe.seed)
+
+    return stage_documents(work.sources, stage, written)
 
 
 def _budget(context: Context) -> float | None:
@@ -209,9 +259,9 @@ def label_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Path:
 def _stage_dataset(context: Context, work: _Work, tokenizer: PreTrainedTokenizerBase, stage: StageSpec) -> Dataset:
     """The encoded and packed text of a stage, made once."""
     assert stage.trajectories is not None
-    name = f"{stage.trajectories.source}-{stage.name}"
+    name = f"{stage.trajectories.source}-{stage.name}" + ("-seeds" if _has_seeds(stage) else "")
     if name not in work.datasets:
-        documents, report = stage_documents(work.sources, stage)
+        documents, report = _documents(context, work, stage)
         if context.recipe.data.difference is not None:
             documents, skipped = select_documents(context, documents, tokenizer, stage.name)
             _log(work, f"select-{stage.name}", skipped)
@@ -222,7 +272,8 @@ def _stage_dataset(context: Context, work: _Work, tokenizer: PreTrainedTokenizer
         elif stage.trajectories.source == "teacher":
             dataset = teacher_dataset(context, documents, tokenizer, stage, report)
         else:
-            dataset = encode(context, documents, tokenizer, f"train-{stage.name}", report)
+            kept = f"train-{stage.name}" + ("-seeds" if _has_seeds(stage) else "")
+            dataset = encode(context, documents, tokenizer, kept, report)
         work.datasets[name], work.reports[name] = dataset, report
     return work.datasets[name]
 
@@ -235,7 +286,12 @@ def _baselines(context: Context, work: _Work, student: Student, trained: Trained
         results["none"] = Trained(folder=student.folder, fingerprint=student.fingerprint, steps=[], skipped=True)
     if "sft" in wanted:
         stages = [_without_teacher(stage, steps) for stage, steps in zip(work.stages, trained.steps, strict=True)]
-        if all(not stage.objective.needs_teacher for stage in work.stages if stage.objective) and all(
+        if context.recipe.generation is not None and any(_has_seeds(stage) for stage in stages):
+            if all(seeds_with_answers(folder) for folder in work.made.values()):
+                results["sft"] = _train(context, work, student, "sft", stages)
+            else:
+                context.note("the seeds have no answers of their own: no sft baseline beside the student")
+        elif all(not stage.objective.needs_teacher for stage in work.stages if stage.objective) and all(
             stage.trajectories is None or stage.trajectories.source == "dataset" for stage in work.stages
         ):
             context.note("the method itself is fine-tuning without a teacher: no sft baseline beside it")
@@ -250,7 +306,19 @@ def _without_teacher(stage: StageSpec, steps: int) -> StageSpec:
     if objective is None or objective.needs_teacher:
         objective = ObjectiveSpec.model_validate({"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}})
     training = {**stage.training, "max_steps": steps}
-    return stage.model_copy(update={"objective": objective, "trajectories": TrajectoriesSpec(), "training": training})
+    own = [_own_answers(source) for source in stage.train or []]
+    changes = {"objective": objective, "trajectories": TrajectoriesSpec(), "training": training, "train": own}
+    return stage.model_copy(update=changes)
+
+
+def _own_answers(source: SourceSpec) -> SourceSpec:
+    """A source of the baseline: the seeds' own answers where the teacher wrote, else the source itself."""
+    return SourceSpec(path=SEEDS, limit=source.limit) if source.is_generated else source
+
+
+def _has_seeds(stage: StageSpec) -> bool:
+    """Whether a stage learns the seeds' own answers."""
+    return any(source.path == SEEDS for source in stage.train or [])
 
 
 def _evaluate(context: Context, work: _Work, student: Student, results: dict[Role, Trained]) -> Evaluation:

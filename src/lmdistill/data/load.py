@@ -44,7 +44,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """What a reader found at one place: a mapping of columns, or the reason why there is none."""
 
     origin: str
@@ -77,6 +77,15 @@ def load_documents(
         tell = progress.warn if share > 0.01 else progress.note
         tell(f"{source.path}: {report.bad} of {report.rows_read} rows are bad and skipped; {report.explain()}")
     return documents, report
+
+
+def read_rows(source: SourceSpec, progress: Progress) -> Iterator[Row]:
+    """The rows of a source as they stand there, bad ones with their reason. Raises DataError."""
+    try:
+        for rows in _open_source(source, progress):
+            yield from rows
+    except OSError as error:
+        raise DataError(f"{error.filename or source.path}: cannot be read ({error.strerror or error})") from error
 
 
 def first_documents(source: SourceSpec, rows: int, on_bad_rows: Literal["stop", "skip"]) -> list[Document]:
@@ -164,7 +173,7 @@ def shuffled(documents: Sequence[Document], seed: int, purpose: str) -> list[Doc
 # --- Where rows come from -------------------------------------------------------------------------------------------
 
 
-def _open_source(source: SourceSpec, progress: Progress) -> Iterator[Iterator[_Row]]:
+def _open_source(source: SourceSpec, progress: Progress) -> Iterator[Iterator[Row]]:
     """An iterator of rows for each file of a source."""
     text = resolve_path(source.path)
     path = Path(text).expanduser()
@@ -188,7 +197,7 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _read_file(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
+def _read_file(path: Path, name: str, source: SourceSpec) -> Iterator[Row]:
     suffix = path.suffix.lower()
     if suffix in JSON_SUFFIXES:
         return _read_jsonl(path, name)
@@ -200,7 +209,7 @@ def _read_file(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
     raise DataError(f"{path}: files ending in {suffix or 'nothing'!r} are not known; known are {known}")
 
 
-def _read_folder(folder: Path, source: SourceSpec, progress: Progress) -> Iterator[Iterator[_Row]]:
+def _read_folder(folder: Path, source: SourceSpec, progress: Progress) -> Iterator[Iterator[Row]]:
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         yield _read_saved(folder, source)
         return
@@ -229,7 +238,7 @@ def _suffix(name: str) -> str:
 # --- JSONL ----------------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[_Row]:
+def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(_lines(file), start=1):
             if number == 1 and line is not None:
@@ -238,9 +247,9 @@ def _read_jsonl(path: Path, name: str) -> Iterator[_Row]:
                 continue
             origin = f"{name}:{number}"
             try:
-                yield _Row(origin, parse_json_line(None if line is None else line.rstrip(b"\r\n")))
+                yield Row(origin, parse_json_line(None if line is None else line.rstrip(b"\r\n")))
             except BadRow as problem:
-                yield _Row(origin, None, str(problem))
+                yield Row(origin, None, str(problem))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
@@ -306,7 +315,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constants, parse_float=_finite, o
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 
-def _read_paragraphs(path: Path, name: str, column: str) -> Iterator[_Row]:
+def _read_paragraphs(path: Path, name: str, column: str) -> Iterator[Row]:
     """Blocks of lines between blank lines; a block's origin is its first line."""
     block: list[bytes] = []
     size, start = 0, 1
@@ -326,30 +335,30 @@ def _read_paragraphs(path: Path, name: str, column: str) -> Iterator[_Row]:
         yield _text_row(f"{name}:{start}", block, size, column)
 
 
-def _read_whole_text(path: Path, name: str, column: str) -> _Row:
+def _read_whole_text(path: Path, name: str, column: str) -> Row:
     """A file as one document."""
     with path.open("rb") as file:
         data = file.read(LINE_LIMIT + 1)
     return _text_row(f"{name}:1", [data.removeprefix(codecs.BOM_UTF8)], len(data), column)
 
 
-def _text_row(origin: str, block: Sequence[bytes], size: int, column: str) -> _Row:
+def _text_row(origin: str, block: Sequence[bytes], size: int, column: str) -> Row:
     if size > LINE_LIMIT:
-        return _Row(origin, None, f"a text longer than {LINE_LIMIT} bytes; split it")
+        return Row(origin, None, f"a text longer than {LINE_LIMIT} bytes; split it")
     data = b"".join(block)
     if b"\0" in data:
-        return _Row(origin, None, "holds a NUL byte: binary data, not text")
+        return Row(origin, None, "holds a NUL byte: binary data, not text")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return _Row(origin, None, f"not UTF-8 (byte {error.start + 1}: 0x{data[error.start]:02x})")
-    return _Row(origin, {column: text.replace("\r\n", "\n").strip("\n")})
+        return Row(origin, None, f"not UTF-8 (byte {error.start + 1}: 0x{data[error.start]:02x})")
+    return Row(origin, {column: text.replace("\r\n", "\n").strip("\n")})
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
+def _read_parquet(path: Path, name: str, source: SourceSpec) -> Iterator[Row]:
     """Rows of a Parquet file; columns that no format reads are left on the disk where any is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -361,7 +370,7 @@ def _read_parquet(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
             for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _Row(f"{name}:{number}", row)
+                    yield Row(f"{name}:{number}", row)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
@@ -370,7 +379,7 @@ def _read_parquet(path: Path, name: str, source: SourceSpec) -> Iterator[_Row]:
         ) from error
 
 
-def _read_saved(folder: Path, source: SourceSpec) -> Iterator[_Row]:
+def _read_saved(folder: Path, source: SourceSpec) -> Iterator[Row]:
     """A folder saved by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
     import datasets
 
@@ -385,7 +394,7 @@ def _read_saved(folder: Path, source: SourceSpec) -> Iterator[_Row]:
     yield from _dataset_rows(loaded, str(folder))
 
 
-def _read_hub(name: str, source: SourceSpec) -> Iterator[_Row]:
+def _read_hub(name: str, source: SourceSpec) -> Iterator[Row]:
     """A data set on the Hugging Face hub; the library runs no code of the data set's (datasets >= 4)."""
     import datasets
 
@@ -399,6 +408,6 @@ def _read_hub(name: str, source: SourceSpec) -> Iterator[_Row]:
     yield from _dataset_rows(loaded, name)
 
 
-def _dataset_rows(loaded: Any, name: str) -> Iterator[_Row]:
+def _dataset_rows(loaded: Any, name: str) -> Iterator[Row]:
     for number, row in enumerate(loaded, start=1):
-        yield _Row(f"{name}:{number}", dict(row))
+        yield Row(f"{name}:{number}", dict(row))

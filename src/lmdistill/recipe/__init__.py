@@ -20,6 +20,7 @@ from lmdistill.recipe.base import (
 )
 from lmdistill.recipe.data import DataSpec, DifferenceSpec, FieldNames, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec, ResponsesSpec, SpeedSpec
+from lmdistill.recipe.generation import AskSpec, DataGenerationSpec, MakerName, SeedSpec
 from lmdistill.recipe.load import (
     dump_recipe,
     load_recipe,
@@ -66,11 +67,13 @@ __all__ = [
     "ApiPrice",
     "ApiRetries",
     "ApiSpec",
+    "AskSpec",
     "BudgetSpec",
     "ContrastiveSpec",
     "Count",
     "CrossEntropyTerm",
     "CrossTokenizerTerm",
+    "DataGenerationSpec",
     "DataSpec",
     "DepthSpec",
     "DifferenceSpec",
@@ -84,6 +87,7 @@ __all__ = [
     "LlamaCppSpec",
     "LoraSpec",
     "MachineSpec",
+    "MakerName",
     "MixtureSpec",
     "ModelSpec",
     "NonNegative",
@@ -98,6 +102,7 @@ __all__ = [
     "RolloutsSpec",
     "Section",
     "Share",
+    "SeedSpec",
     "ShareSchedule",
     "SignalKind",
     "SignalSpec",

@@ -10,6 +10,10 @@ from lmdistill.recipe.base import Count, Section, Share, names_a_folder
 from lmdistill.recipe.models import ModelSpec
 
 
+GENERATED = "generated"
+"""Path of a training source that means what this run's teacher wrote."""
+
+
 class FieldNames(Section):
     """Names of the columns in a source."""
 
@@ -31,7 +35,9 @@ class SourceSpec(Section):
     """One source of data: JSONL, Parquet or text files, or a data set folder or name of `datasets`."""
 
     path: str
-    """A file, a folder, a Hugging Face data set, or `package:NAME/path` for a file that an installed package ships."""
+    """A file, a folder, a Hugging Face data set, or `package:NAME/path` for a file that an installed package ships. In
+    training, `generated` is what the teacher wrote for this run (`generation`), `generated:TASK` its rows of one task,
+    `generated:seeds` the seeds with their own answers."""
     format: Literal["auto", "text", "prompt_response", "messages"] = "auto"
     """What a row holds; `auto` looks at the columns of the first row."""
     fields: FieldNames = Field(default_factory=FieldNames)
@@ -49,6 +55,11 @@ class SourceSpec(Section):
     """Share of rows on the held-out side."""
     limit: Count | None = None
     """At most this many rows, taken after splitting, in an order shuffled by the seed."""
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether it is what the run's teacher writes."""
+        return self.path == GENERATED or self.path.startswith(f"{GENERATED}:")
 
 
 class DifferenceSpec(Section):

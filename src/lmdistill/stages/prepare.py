@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ def read_sources(context: Context) -> Sources:
     found = Sources()
     for stage in recipe_stages(recipe):
         for source in stage.train or []:
+            if source.is_generated:
+                continue
             key = found.key(source)
             if key not in found.train:
                 found.train[key], found.reports[key] = _read(context, source)
@@ -93,11 +95,18 @@ def encode(
     return dataset
 
 
-def stage_documents(sources: Sources, stage: StageSpec) -> tuple[list[Document], DataReport]:
-    """The documents of one training stage and their report."""
+def stage_documents(
+    sources: Sources, stage: StageSpec, written: Callable[[SourceSpec], tuple[list[Document], DataReport]]
+) -> tuple[list[Document], DataReport]:
+    """The documents of one training stage and their report; `written` gives what the run's teacher wrote."""
     documents: list[Document] = []
     reports = []
     for source in stage.train or []:
+        if source.is_generated:
+            made, report = written(source)
+            documents += made
+            reports.append(report)
+            continue
         key = sources.key(source)
         documents += sources.train[key]
         reports.append(sources.reports[key])

@@ -46,6 +46,18 @@ class Trained:
     """Whether it was there already."""
 
 
+def carry_out_part(context: Context, student: Student, jobs: list[Job]) -> tuple[Path, str]:
+    """Train through the first jobs of several, and stop there: the weights as the last of them left them, and their
+    fingerprint. `carry_out` with these and further jobs goes on from them."""
+    keys = [student.fingerprint]
+    for job in jobs:
+        keys.append(job_fingerprint(context, job, keys[-1]))
+    folder = _between(context, jobs[-1])
+    if not (context.folder.is_done(jobs[-1].name, keys[-1]) and (folder / "config.json").is_file()):
+        _train_through(context, student, jobs, keys, keep_last=True)
+    return folder, keys[-1]
+
+
 def carry_out(context: Context, student: Student, jobs: list[Job], target: Path) -> Trained:
     """Train the student through the jobs, one after the other, and save it in `target`.
 
@@ -59,12 +71,7 @@ def carry_out(context: Context, student: Student, jobs: list[Job], target: Path)
     if context.folder.is_done(saved, keys[-1]) and (target / "config.json").is_file():
         steps = [int((context.folder.record(job.name) or {}).get("steps", 0)) for job in jobs]
         return Trained(target, keys[-1], steps, skipped=True)
-    model, done = _latest(context, student, jobs, keys)
-    for job, key in list(zip(jobs, keys[1:], strict=True))[done:]:
-        with context.stage(job.name, key, describe(job.objective)) as facts:
-            train(context, student, job, key, model, facts, earlier=_seconds_of(context, jobs[: jobs.index(job)]))
-            if job is not jobs[-1]:
-                save_model(model, student.tokenizer, _between(context, job))
+    model = _train_through(context, student, jobs, keys, keep_last=False)
     lora = context.recipe.student.lora
     final = merged(model) if lora is None or lora.merge else model
     shipped: Any = final
@@ -73,6 +80,19 @@ def carry_out(context: Context, student: Student, jobs: list[Job], target: Path)
     context.folder.finish(saved, keys[-1])
     _tidy(context, jobs)
     return Trained(target, keys[-1], steps, skipped=False)
+
+
+def _train_through(
+    context: Context, student: Student, jobs: list[Job], keys: list[str], *, keep_last: bool
+) -> PreTrainedModel:
+    """The student after the jobs; its weights are kept between them, and after the last one where told so."""
+    model, done = _latest(context, student, jobs, keys)
+    for job, key in list(zip(jobs, keys[1:], strict=True))[done:]:
+        with context.stage(job.name, key, describe(job.objective)) as facts:
+            train(context, student, job, key, model, facts, earlier=_seconds_of(context, jobs[: jobs.index(job)]))
+            if keep_last or job is not jobs[-1]:
+                save_model(model, student.tokenizer, _between(context, job))
+    return model
 
 
 def _latest(context: Context, student: Student, jobs: list[Job], keys: list[str]) -> tuple[PreTrainedModel, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -64,6 +64,14 @@ class Ledger:
         with self._reading:
             row = self._reader.execute(rows.FIND, (bytes.fromhex(key),)).fetchone()
         return None if row is None else rows.answer_of(self.path, row)
+
+    def time_of(self, keys: Sequence[str]) -> str:
+        """When the last of the answers under some keys was asked for (UTC, ISO 8601); empty where there is none."""
+        marks = ", ".join("?" * len(keys))
+        sql = f"SELECT max(asked) FROM answers WHERE key IN ({marks})"
+        with self._reading:
+            row = self._reader.execute(sql, [bytes.fromhex(key) for key in keys]).fetchone()
+        return str(row[0] or "")
 
     def open_call(
         self, key: str, turn: int, tag: str, reserved_tokens: int, reserved_money: int

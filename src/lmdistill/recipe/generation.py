@@ -1,0 +1,78 @@
+"""Black-box data: what the teacher behind the API is asked to write, and what of it the student learns from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lmdistill.recipe.base import Count, NonNegative, Section, Share
+
+MakerName = Literal["answers", "rationales"]
+"""How data is made; each is a module of `lmdistill.generation`."""
+
+
+class SeedSpec(Section):
+    """Where generation starts: rows with a question or an instruction, and the right answer where it is known."""
+
+    path: str | None = None
+    """A file, folder or data set, as in `data.train`."""
+    prompt: str = "prompt"
+    """Column of the question, or a template with columns in braces: `{passage}\\n\\nQuestion: {question}?`."""
+    answer: str | None = "answer"
+    """Column of the right answer, or a template; rows without it can be made, but not verified. Null where there is
+    none."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    subset: str | None = None
+    """Configuration of a Hugging Face data set."""
+    part: Literal["all", "train", "heldout"] = "all"
+    """Take all rows, or one side of a split by the hash of the question."""
+    heldout_share: Share = 0.1
+    """Share of rows on the held-out side."""
+    limit: Count | None = None
+    """At most this many rows, in an order shuffled by the seed."""
+
+    @model_validator(mode="after")
+    def _whence(self) -> SeedSpec:
+        if self.path is None:
+            raise ValueError("seeds come from nowhere: set path")
+        return self
+
+
+class AskSpec(Section):
+    """How the teacher is asked."""
+
+    max_tokens: Count = 256
+    """Most tokens of an answer."""
+    temperature: NonNegative = 0.7
+    """Sampling temperature; 0 takes the likeliest."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling."""
+    samples: Count = 1
+    """Independent answers to each question."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts at which an answer ends."""
+    system: str | None = None
+    """System message of every request."""
+    template: str | None = None
+    """What the teacher reads, with `{prompt}` where the question stands; the maker's own where absent."""
+    demonstrations: list[tuple[str, str]] = Field(default_factory=list)
+    """Questions and answers that the teacher is shown before its own question."""
+
+
+class DataGenerationSpec(Section):
+    """Data that the teacher behind `api` writes before training; `data.train: [{path: generated}]` trains on it.
+
+    Answers are paid for once: they lie in the ledger, and the same recipe reads them again.
+    """
+
+    maker: MakerName = "answers"
+    """What is made: `answers` to the seeds' questions; `rationales`, step by step, before the answer."""
+    seeds: list[SeedSpec] = Field(default_factory=list)
+    """Where it starts."""
+    ask: AskSpec = Field(default_factory=AskSpec)
+    """How the teacher is asked."""
+    rounds: Count = 1
+    """Times that data is made and trained on, one training stage each (`round-1`, `round-2`, ...), for makers that look
+    at the student in between."""

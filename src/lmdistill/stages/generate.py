@@ -1,0 +1,229 @@
+"""Data that the teacher behind the API writes for a run: seeds in, examples and drops out, round by round.
+
+    generated/<round>/examples.jsonl   what is trained on
+                      drops.jsonl      what was left out, with the reason
+                      seeds.jsonl      the seeds that have an answer of their own, for the baseline without the teacher
+
+A training source `generated` is these examples; `generated:TASK` those of one task; `generated:seeds` the seeds' own
+answers. Nothing is kept in between but the ledger: a killed stage starts again and asks for nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmdistill.data import DataReport, Document
+from lmdistill.data.load import is_heldout, read_rows, shuffled
+from lmdistill.errors import DataError, RecipeError
+from lmdistill.generation.desk import Desk, Student, filled
+from lmdistill.generation.makers import ASKS_THE_STUDENT, MAKERS
+from lmdistill.generation.types import Drop, Example, Seed, make_id
+from lmdistill.io import write_lines
+from lmdistill.recipe import Recipe, SeedSpec, SourceSpec
+from lmdistill.recipe.data import GENERATED
+from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.stages.context import Context
+from lmdistill.teachers import ApiTeacher
+
+SEEDS = f"{GENERATED}:seeds"
+"""Path of the seeds with their own answers."""
+
+
+def seeds_with_answers(folder: Path) -> bool:
+    """Whether any seed of a round has an answer of its own."""
+    return (folder / "seeds.jsonl").stat().st_size > 0
+
+
+def round_of(recipe: Recipe, stage_name: str) -> int:
+    """The round whose data a training stage learns from."""
+    prefix, _, number = stage_name.rpartition("-")
+    rounds = 1 if recipe.generation is None else recipe.generation.rounds
+    return int(number) if rounds > 1 and prefix == "round" and number.isdecimal() else 1
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a round brought."""
+
+    folder: Path
+    skipped: bool
+    """Whether it was there already."""
+
+
+def make_data(context: Context, number: int, student: Callable[[], tuple[Student, str]] | None = None) -> Made:
+    """Let the teacher write the data of a round, counted from 1.
+
+    `student` gives the student as it now is and the fingerprint of its weights, for makers that ask it. Raises
+    RecipeError, DataError (no seeds, or nothing left to train on) and what the teacher raises.
+    """
+    recipe = context.recipe
+    spec = recipe.generation
+    if spec is None or recipe.api is None:
+        raise RecipeError(f"a training source is {GENERATED!r}, but the recipe lacks generation or api: add both")
+    writer, weights = student() if student is not None and spec.maker in ASKS_THE_STUDENT else (None, "")
+    seeds = read_seeds(context)
+    name, folder = f"generate-round-{number}", context.folder.file(GENERATED) / f"round-{number}"
+    key = fingerprint_of(
+        spec.model_dump(mode="json"),
+        recipe.api.model_dump(mode="json", include={"model", "serve", "base_url", "revision", "template", "recording"}),
+        [seed.id for seed in seeds],
+        weights,
+        recipe.seed,
+        number,
+    )
+    if context.folder.is_done(name, key) and (folder / "examples.jsonl").is_file():
+        return Made(folder, skipped=True)
+    with (
+        context.stage(name, key, f"{recipe.api.model} writes: {spec.maker}, {len(seeds):,} seeds") as facts,
+        ApiTeacher(recipe.api, folder=context.folder.path, run=recipe.name, progress=context.progress) as teacher,
+    ):
+        desk = Desk(
+            spec,
+            _Counting(teacher, context),
+            seed=recipe.seed,
+            round=number,
+            earlier=earlier_examples(context, number),
+            recipe=f"{recipe.name} {key[:12]}",
+            progress=context.progress,
+            writer=writer,
+            stamp=teacher.ledger.time_of,
+        )
+        kept, dropped = _collect(MAKERS[spec.maker](desk, seeds))
+        _write(folder, kept, dropped, seeds)
+        spent = teacher.spent()
+        facts |= {"kept": len(kept), "dropped": len(dropped), "calls": spent.calls, "tokens": spent.tokens}
+    if not kept:
+        raise DataError(_nothing_kept(folder, dropped))
+    return Made(folder, skipped=False)
+
+
+def read_seeds(context: Context) -> list[Seed]:
+    """The seeds of a run, in their order, no two with one question. Raises DataError where there are none."""
+    spec = context.recipe.generation
+    assert spec is not None
+    found: dict[str, Seed] = {}
+    for place, source in enumerate(spec.seeds):
+        for seed in _seeds_of(context, source, place):
+            found.setdefault(seed.id, seed)
+    if spec.seeds and not found:
+        raise DataError("generation.seeds: no row in any of them; see the paths, and part and limit")
+    return list(found.values())
+
+
+def _seeds_of(context: Context, spec: SeedSpec, place: int) -> list[Seed]:
+    """The seeds of one source."""
+    assert spec.path is not None
+    source = SourceSpec(path=spec.path, split=spec.split, subset=spec.subset)
+    seeds = []
+    for row in read_rows(source, context.progress):
+        if row.row is None:
+            raise DataError(f"{row.origin}: {row.problem}. Repair this row of generation.seeds.{place}")
+        prompt = _column(row.row, spec.prompt, row.origin, f"generation.seeds.{place}.prompt")
+        if not prompt.strip():
+            continue
+        answer = None
+        if spec.answer is not None and ("{" in spec.answer or spec.answer in row.row):
+            answer = _column(row.row, spec.answer, row.origin, f"generation.seeds.{place}.answer").strip() or None
+        seeds.append(Seed(make_id(prompt), prompt, answer, row.row))
+    documents = [Document(prompt=seed.prompt, origin=seed.id) for seed in seeds]
+    if spec.part != "all":
+        heldout = spec.part == "heldout"
+        documents = [document for document in documents if is_heldout(document, spec.heldout_share) == heldout]
+    documents = shuffled(documents, context.recipe.seed, "seeds")[: spec.limit]
+    by_id = {seed.id: seed for seed in seeds}
+    return [by_id[document.origin] for document in documents]
+
+
+def _column(row: dict[str, Any], wanted: str, origin: str, place: str) -> str:
+    """A column's text, or a template filled with columns. Raises DataError for a column that is not there."""
+    names = [wanted] if "{" not in wanted else [name for name in row if f"{{{name}}}" in wanted]
+    missing = next((name for name in names if name not in row), None)
+    if missing is not None or not names:
+        raise DataError(f"{origin}: no column for {place}: {wanted!r}; the row has {', '.join(map(str, row))}")
+    if "{" not in wanted:
+        return str(row[wanted])
+    return filled(wanted, **{name: str(row[name]) for name in names})
+
+
+def _collect(found: Iterator[Example | Drop]) -> tuple[list[Example], list[Drop]]:
+    kept, dropped = [], []
+    for each in found:
+        if isinstance(each, Drop):
+            dropped.append(each)
+        else:
+            kept.append(each)
+    return kept, dropped
+
+
+def _write(folder: Path, kept: Sequence[Example], dropped: Sequence[Drop], seeds: Sequence[Seed]) -> None:
+    """Write a round's files, the examples last: they say that the others are whole."""
+    known = [
+        Example(id=seed.id, prompt=seed.prompt, response=seed.answer, task="seeds", seed=seed.id, answer=seed.answer)
+        for seed in seeds
+        if seed.answer is not None
+    ]
+    for name, rows in (("drops", dropped), ("seeds", known), ("examples", kept)):
+        write_lines(folder / f"{name}.jsonl", (json.dumps(row.row(), ensure_ascii=False) for row in rows))
+
+
+def _nothing_kept(folder: Path, dropped: Sequence[Drop]) -> str:
+    first = dropped[0].reason if dropped else "the maker made nothing of the seeds"
+    return (
+        f"nothing is left to train on: {len(dropped)} dropped, the first for: {first}. All of them are in "
+        f"{folder / 'drops.jsonl'}; the answers are in the ledger, so a changed recipe reads them again at no cost"
+    )
+
+
+def read_examples(file: Path) -> list[Example]:
+    """The examples of a file that a round wrote."""
+    return [Example.of(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def earlier_examples(context: Context, number: int) -> list[Example]:
+    """What the rounds before one made."""
+    files = [context.folder.file(GENERATED) / f"round-{before}" / "examples.jsonl" for before in range(1, number)]
+    return [example for file in files for example in read_examples(file)]
+
+
+def generated_documents(folder: Path, source: SourceSpec, seed: int) -> tuple[list[Document], DataReport]:
+    """What a source takes of a round's examples. Raises DataError where that is nothing."""
+    task = source.path.partition(":")[2]
+    file = folder / ("seeds.jsonl" if task == "seeds" else "examples.jsonl")
+    examples = [example for example in read_examples(file) if task in ("", "seeds", example.task)]
+    report = DataReport(sources=[source.path], rows_read=len(examples))
+    documents = [
+        Document(prompt=each.prompt, response=each.response, origin=f"{file.name}:{place}")
+        for place, each in enumerate(examples, start=1)
+    ]
+    if source.unique:
+        first = {document.normal_id: document for document in reversed(documents)}
+        documents = [document for document in documents if first[document.normal_id] is document]
+        report.duplicates = len(examples) - len(documents)
+    if source.limit is not None:
+        kept = shuffled(documents, seed, "limit")[: source.limit]
+        report.beyond_limit, documents = len(documents) - len(kept), kept
+    report.documents = len(documents)
+    if not documents:
+        tasks = sorted({example.task for example in read_examples(folder / "examples.jsonl")})
+        raise DataError(f"{source.path}: no such row was made; there are rows of {', '.join(tasks) or 'no task'}")
+    return documents, report
+
+
+@dataclass
+class _Counting:
+    """Shows how many answers have come."""
+
+    teacher: ApiTeacher
+    context: Context
+    answered: int = field(default=0)
+
+    def answer(self, requests: Any) -> Iterator[Any]:
+        """The teacher's answers, counted."""
+        with self.context.progress.task("answers", unit="answers") as task:
+            for answer in self.teacher.answer(requests):
+                task.advance(stored=0 if answer.paid else 1)
+                yield answer
