@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-Role = Literal["teacher", "student", "none", "sft"]
-"""`none` is the student before training, `sft` the same student trained on the same text without the teacher."""
-
-
-class Record(BaseModel):
-    """Base of the result records: NaN and infinities survive JSON, unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
-
-
-class Interval(Record):
-    """An estimate with its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
+from lmdistill.evaluation.records import Interval as Interval
+from lmdistill.evaluation.records import Record as Record
+from lmdistill.evaluation.records import Role as Role
+from lmdistill.evaluation.suite_results import SuiteResult
 
 
 class CalibrationBin(Record):
@@ -221,6 +207,8 @@ class Evaluation(Record):
     generations: list[Generation]
     responses: list[Generation] = []
     """Some of the answers to held-out prompts."""
+    suites: list[SuiteResult] = []
+    """What the recipe's suites found (`evaluation.suites`)."""
     confidence: float
     bootstrap_samples: int
     seconds: float

@@ -1,10 +1,16 @@
 """Intervals by the bootstrap over sequences: tokens of one sequence are not independent, sequences nearly are.
 
-Shape legend: S sequences, R resamplings, M calibration bins.
+Where items come in clusters (questions about one passage, edits of one sentence), whole clusters are resampled; where
+models answered with several seeds, seeds are resampled too, crossed with the items (`Draws`). The tests on top of these
+are in `lmdistill.evaluation.significance`.
+
+Shape legend: S sequences, R resamplings, M calibration bins; of `Draws`: I items, K seeds, R one estimate and its
+resamplings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,3 +59,68 @@ def verdict(difference: Interval, lower_is_better: bool) -> str:
     if difference.low <= 0 <= difference.high:
         return "undecided"
     return "student" if (difference.value < 0) == lower_is_better else "other"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often each resampling takes each item and each seed; the first row takes everything once.
+
+    Shared by all models that answered the same items, so that differences are paired.
+    """
+
+    items_RI: Floats
+    seeds_RK: Floats
+    confidence: float
+    clusters: int
+    """Independent groups of items."""
+
+    def ratio(self, sums_KI: Floats, counts_KI: Floats) -> Floats:
+        """A mean: summed values by summed counts, over the items and seeds of each resampling; (R,). NaN for 0 / 0."""
+        above_R = np.einsum("ri,rk,ki->r", self.items_RI, self.seeds_RK, sums_KI, optimize=True)
+        below_R = np.einsum("ri,rk,ki->r", self.items_RI, self.seeds_RK, counts_KI, optimize=True)
+        found_R: Floats = np.where(below_R > 0, above_R / np.where(below_R > 0, below_R, 1.0), np.nan)
+        return found_R
+
+    def interval(self, values_R: Floats) -> Interval:
+        """The estimate and its percentile interval; resamplings without a value (0 / 0) are left out."""
+        known = values_R[1:][np.isfinite(values_R[1:])]
+        if not len(known):
+            return Interval(value=float(values_R[0]), low=float("nan"), high=float("nan"))
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(known, [tail, 1 - tail])
+        return Interval(value=float(values_R[0]), low=float(low), high=float(high))
+
+
+def draws(clusters_I: Sequence[Hashable], seeds: int, samples: int, confidence: float, seed: int) -> Draws:
+    """Draw `samples` resamplings of clusters, all items of one with it, and of `seeds` seeds, with replacement.
+
+    `clusters_I` names the cluster of each item. One seed is no sample of seeds: it is always taken.
+    """
+    number = {name: place for place, name in enumerate(dict.fromkeys(clusters_I))}
+    cluster_I = np.array([number[name] for name in clusters_I], dtype=np.int64)
+    random = np.random.default_rng([seed, len(number), samples])
+    count = len(number)
+    weights = random.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
+    items_RI = np.concatenate([np.ones((1, len(cluster_I))), weights[:, cluster_I]])
+    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=samples).astype(np.float64)
+    return Draws(items_RI, np.concatenate([np.ones((1, seeds)), drawn]), confidence, count)
+
+
+def clustered_standard_error(values_I: Floats, clusters_I: Sequence[Hashable]) -> float:
+    """Standard error of a mean over items of which those in one cluster may depend on each other.
+
+    The sandwich estimate with the factor G / (G - 1) for G clusters (Miller, "Adding Error Bars to Evals", 2411.00640,
+    section 2.2): with clusters of one item it is the ordinary s / sqrt(n). NaN for a single cluster.
+    """
+    number = {name: place for place, name in enumerate(dict.fromkeys(clusters_I))}
+    index = np.array([number[name] for name in clusters_I], dtype=np.int64)
+    groups = len(number)
+    if groups < 2:
+        return float("nan")
+    within_G = np.bincount(index, weights=values_I - values_I.mean(), minlength=groups)
+    return float(np.sqrt(groups / (groups - 1) * (within_G**2).sum()) / len(values_I))
+
+
+def between_seeds(values_K: Sequence[float]) -> float | None:
+    """Standard deviation of a measure from seed to seed (K - 1 in the denominator); None for one seed."""
+    return float(np.std(values_K, ddof=1)) if len(values_K) > 1 else None
