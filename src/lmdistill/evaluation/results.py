@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from lmdistill.evaluation.records import Interval as Interval
 from lmdistill.evaluation.records import Record as Record
 from lmdistill.evaluation.records import Role as Role
@@ -46,7 +48,7 @@ class TextScores(Record):
     """KL(teacher‖student) in nats a token."""
     reverse_kl: Interval | None = None
     """KL(student‖teacher) in nats a token."""
-    by_frequency: list[FrequencyBand] = []
+    by_frequency: list[FrequencyBand] = Field(default_factory=list)
 
 
 class Efficiency(Record):
@@ -103,9 +105,9 @@ class ResponseScores(Record):
     """ROUGE-L (F1) against the nearest of the teacher's answers; absent where there is no teacher."""
     rouge_reference: Interval | None
     """ROUGE-L (F1) against the data set's own continuation; absent where it has none."""
-    by_teacher_length: list[LengthBucket] = []
+    by_teacher_length: list[LengthBucket] = Field(default_factory=list)
     """`rouge_teacher` by the length of the teacher's first answer; lengths of fewer than five prompts are left out."""
-    by_reference_length: list[LengthBucket] = []
+    by_reference_length: list[LengthBucket] = Field(default_factory=list)
     """`rouge_reference` by the length of the data set's answer, likewise."""
     length: Interval
     """Mean number of tokens without the end token."""
@@ -132,7 +134,7 @@ class ResponseScores(Record):
     """ExAccErr in per cent at `excess_length`, the longest length that all models reach. Relative to the model's own
     error along the teacher's text: no ranking by itself."""
     excess_length: int | None = None
-    exposure: list[ExposurePoint] = []
+    exposure: list[ExposurePoint] = Field(default_factory=list)
 
 
 class ModelScores(Record):
@@ -141,7 +143,7 @@ class ModelScores(Record):
     role: Role
     label: str
     texts: dict[str, TextScores]
-    responses: dict[str, ResponseScores] = {}
+    responses: dict[str, ResponseScores] = Field(default_factory=dict)
     """By held-out text; empty where the recipe did not ask for answers."""
     efficiency: Efficiency | None = None
 
@@ -205,9 +207,9 @@ class Evaluation(Record):
     comparisons: list[Comparison]
     heat: list[TokenHeat]
     generations: list[Generation]
-    responses: list[Generation] = []
+    responses: list[Generation] = Field(default_factory=list)
     """Some of the answers to held-out prompts."""
-    suites: list[SuiteResult] = []
+    suites: list[SuiteResult] = Field(default_factory=list)
     """What the recipe's suites found (`evaluation.suites`)."""
     confidence: float
     bootstrap_samples: int

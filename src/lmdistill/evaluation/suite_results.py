@@ -1,8 +1,10 @@
-"""What the suites found: for each data set every model's measures, and paired comparisons with what they could detect."""
+"""What the suites found: of each data set every model's measures, and comparisons with what they could detect."""
 
 from __future__ import annotations
 
 from typing import Literal
+
+from pydantic import Field
 
 from lmdistill.data.deduplicate import Overlap
 from lmdistill.evaluation.records import Interval, Record, Role
@@ -15,7 +17,7 @@ class Measure(Record):
     """One figure of one model on one data set."""
 
     interval: Interval
-    by_seed: list[float] = []
+    by_seed: list[float] = Field(default_factory=list)
     """The estimate of each seed, where models answered with several."""
     between_seeds: float | None = None
     """Standard deviation from seed to seed; the interval contains it."""
@@ -69,12 +71,12 @@ class SuiteSet(Record):
     lower_is_better: dict[str, bool | None]
     """Of each measure; None where neither more nor less is better."""
     models: list[SuiteModel]
-    comparisons: list[SuiteComparison] = []
+    comparisons: list[SuiteComparison] = Field(default_factory=list)
     ceiling: str | None = None
     """The teacher's agreement with itself, in words: no student can be asked for more."""
     overlap: SetOverlap | None = None
     """Absent where there was no training text to compare with."""
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
 
 
 class SuiteResult(Record):
@@ -83,5 +85,5 @@ class SuiteResult(Record):
     suite: SuiteName
     sets: list[SuiteSet]
     correction: Literal["holm", "benjamini_hochberg", "none"]
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     seconds: float

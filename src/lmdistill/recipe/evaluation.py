@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lmdistill.recipe.base import Count, NonNegative, Section
+from lmdistill.recipe.suites import SuitesSpec
 from lmdistill.recipe.trajectories import AnswerSpec
 
 
@@ -81,5 +82,7 @@ class EvaluationSpec(Section):
     """How speed and memory are measured; null leaves the measurement out."""
     responses: ResponsesSpec | None = None
     """What models write by themselves to held-out prompts; null leaves it out."""
+    suites: SuitesSpec | None = None
+    """Suites that are run on the finished models beside all this; null: none."""
     batch_size: Count = 8
     """Sequences scored at a time."""
