@@ -158,6 +158,7 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
                 training=stage.training,
                 trajectories=stage.trajectories or context.recipe.trajectories,
                 seconds=_budget(context) if is_student else None,
+                limited=is_student,
                 **_text_and_signals(context, work, student, stage),
                 heldout=work.heldout,
             )

@@ -56,6 +56,21 @@ class RunFolder:
         """Record that a stage ended."""
         write_json(self.path / "stages" / f"{stage}.json", {"fingerprint": fingerprint, **facts})
 
+    def events(self) -> list[dict[str, Any]]:
+        """What events.jsonl holds; lines that a kill cut are left out."""
+        file = self.path / "events.jsonl"
+        if not file.is_file():
+            return []
+        found = []
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                found.append(value)
+        return found
+
     def event(self, kind: str, stage: str, **fields: Any) -> None:
         """Append one line to events.jsonl."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -6,6 +6,7 @@ refused with the nearest known name. The string under a field is its documentati
 from it and nowhere else is a field described.
 """
 
+from lmdistill.recipe.accounting import AccountingSpec, TeacherTrainingSpec
 from lmdistill.recipe.api import ApiLimits, ApiPrice, ApiRetries, ApiSpec, LlamaCppSpec, is_this_machine
 from lmdistill.recipe.base import (
     AnySection,
@@ -73,6 +74,7 @@ from lmdistill.recipe.whole import BudgetSpec, MachineSpec, Recipe, StageSpec, m
 
 __all__ = [
     "DIVERGENCE_PARAMETERS",
+    "AccountingSpec",
     "AnswerSpec",
     "AnySection",
     "ApiLimits",
@@ -130,6 +132,7 @@ __all__ = [
     "SpeedSpec",
     "StageSpec",
     "StudentSpec",
+    "TeacherTrainingSpec",
     "SuitesSpec",
     "TasksSpec",
     "TeachingSpec",

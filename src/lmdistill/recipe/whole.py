@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from lmdistill.recipe.accounting import AccountingSpec
 from lmdistill.recipe.api import ApiSpec
 from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
 from lmdistill.recipe.data import DataSpec, SourceSpec
@@ -77,6 +78,14 @@ class BudgetSpec(Section):
     """Wall-clock minutes of all training stages together: rollouts, the teacher and the student's steps included,
     held-out scores left out. The step in progress is finished. Use a learning rate that does not wait for the last step
     (`training.lr_scheduler_type: constant_with_warmup`)."""
+    tokens: Positive | None = None
+    """Tokens that the student reads in all training stages together, prompts and padding included."""
+    flops: Positive | None = None
+    """Floating-point operations of all training stages together: the student's passes forward and backward, what it
+    writes, and what its teacher reads along."""
+    whole: bool = False
+    """Whether what the teacher wrote or labelled before training is taken from the budget too (minutes and operations).
+    One step is taken in any case."""
 
 
 class Recipe(Section):
@@ -120,6 +129,8 @@ class Recipe(Section):
     """A teacher behind an API, for methods that learn from its text."""
     generation: DataGenerationSpec | None = None
     """Data that the teacher behind `api` writes before training."""
+    accounting: AccountingSpec = Field(default_factory=AccountingSpec)
+    """What the accounting cannot measure and is told."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmdistill.accounting import Accounting, StageCost, describe_machine
-from lmdistill.errors import ModelError
-from lmdistill.io import write_json
+from lmdistill.accounting import Accounting, EnergyMeter, Pulse, left_behind
+from lmdistill.errors import LmdistillError, ModelError
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, Recipe, recipe_stages
 from lmdistill.run_folder import RunFolder
+from lmdistill.stages.costs import write_costs
 from lmdistill.training.callbacks import StopFlag
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,10 +35,15 @@ class Context:
     device: torch.device = field(init=False)
     fast_dtype: torch.dtype = field(init=False)
     _teacher: PreTrainedModel | None = field(default=None, init=False)
+    _since: float = field(default_factory=time.monotonic, init=False)
+    _staged: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.device = pick_device(self.recipe.machine.device)
         self.fast_dtype = fastest_dtype(self.device)
+        killed = left_behind(self.folder.path)
+        if killed is not None:
+            self.folder.event("stage_killed", killed[0], seconds=killed[1])
 
     @property
     def teacher(self) -> PreTrainedModel:
@@ -87,10 +93,20 @@ class Context:
         """
         facts: Facts = Facts()
         self.folder.event("stage_started", name)
-        started = time.monotonic()
-        with self.progress.stage(name, detail):
-            yield facts
-        facts["seconds"] = round(facts.pop("earlier_seconds", 0.0) + time.monotonic() - started, 3)
+        started, meter = time.monotonic(), EnergyMeter()
+        try:
+            with Pulse(self.folder.path, name), self.progress.stage(name, detail):
+                yield facts
+        except BaseException as error:
+            self._failed(name, time.monotonic() - started, error)
+            raise
+        spent = time.monotonic() - started
+        self._staged += spent
+        if earlier := facts.pop("earlier_seconds", 0.0):
+            facts["resumed_seconds"] = earlier
+        facts["seconds"] = round(earlier + spent, 3)
+        if (joules := meter.joules()) is not None:
+            facts["joules"] = round(joules, 1)
         self.folder.event("stage_finished", name, **facts)
         self.folder.finish(name, fingerprint, **facts)
 
@@ -106,21 +122,17 @@ class Context:
 
     def write_accounting(self, names: list[str], skipped: set[str]) -> Accounting:
         """accounting.json: what each stage cost, from the records that the stages left."""
-        stages = []
-        for name in names:
-            record = self.folder.record(name) or {}
-            stages.append(
-                StageCost(
-                    name=name,
-                    seconds=record.get("seconds", 0.0),
-                    tokens=record.get("tokens", 0),
-                    flops=record.get("flops", 0.0),
-                    skipped=name in skipped,
-                )
-            )
-        accounting = Accounting(stages=stages, machine=describe_machine(self.device, self.fast_dtype))
-        write_json(self.folder.file("accounting.json"), accounting.model_dump(mode="json"))
-        return accounting
+        other = time.monotonic() - self._since - self._staged
+        return write_costs(
+            self.recipe, self.folder, names, skipped, device=self.device, dtype=self.fast_dtype, other_seconds=other
+        )
+
+    def _failed(self, name: str, seconds: float, error: BaseException) -> None:
+        """A stage failed: what it cost is written down, and nothing comes between the error and whoever waits for it."""
+        with contextlib.suppress(LmdistillError, OSError, ValueError):
+            self.folder.event("stage_failed", name, seconds=round(seconds, 3), error=type(error).__name__)
+            begun = [event["stage"] for event in self.folder.events() if event.get("kind") == "stage_started"]
+            self.write_accounting(list(dict.fromkeys(begun)), set())
 
 
 class Facts(dict[str, Any]):

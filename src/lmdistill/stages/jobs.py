@@ -46,6 +46,8 @@ class Job:
     """The store that the teacher's signals come from; the teacher is asked live where absent."""
     seconds: float | None = None
     """Wall-clock budget of all trainings of the student together."""
+    limited: bool = False
+    """Whether the recipe's budget of tokens and operations is for it: it is the student's training."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def label_dataset(
                     result = fill()
                 facts["tokens"] = result.tokens
                 if result.tokens and spec.engine == "local":
-                    facts["flops"] = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
+                    flops = forward_flops(context.teacher, result.tokens, context.recipe.data.max_length)
+                    facts["flops"] = facts["teacher_flops"] = flops
     finally:
         for used in made:
             used.close()

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
+from lmdistill.accounting import forward_flops
 from lmdistill.data import (
     DataReport,
     Document,
@@ -210,6 +211,10 @@ def _teacher_answers(
             written = write()
             facts["tokens"] = sum(len(item.answer_ids) for item in written)
             facts["unfinished"] = sum(not item.finished for item in written)
+            read = sum(len(item.prompt_ids) + len(item.answer_ids) for item in written) * spec.num_beams
+            facts["flops"] = facts["teacher_flops"] = forward_flops(
+                context.teacher, read, context.recipe.data.max_length
+            )
     return written, file.name
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from lmdistill.accounting import forward_flops
 from lmdistill.data import fingerprint
 from lmdistill.errors import DataError, Interrupted, RecipeError, StorageError
 from lmdistill.evaluation.fidelity import quick_scores
 from lmdistill.models import errors_of_the_disk, load_model, save_model
 from lmdistill.objectives.divergences import TAID
-from lmdistill.recipe import ModelSpec, ObjectiveSpec
+from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe
 from lmdistill.run_folder import fingerprint as fingerprint_of
+from lmdistill.stages.budget import Spent, share_used, spent_before, training_flops
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.jobs import Job, equip
 from lmdistill.stages.student import Student
@@ -89,7 +89,7 @@ def _train_through(
     model, done = _latest(context, student, jobs, keys)
     for job, key in list(zip(jobs, keys[1:], strict=True))[done:]:
         with context.stage(job.name, key, describe(job.objective)) as facts:
-            train(context, student, job, key, model, facts, earlier=_seconds_of(context, jobs[: jobs.index(job)]))
+            train(context, student, job, key, model, facts, before=spent_before(context, job, jobs[: jobs.index(job)]))
             if keep_last or job is not jobs[-1]:
                 save_model(model, student.tokenizer, _between(context, job))
     return model
@@ -105,11 +105,6 @@ def _latest(context: Context, student: Student, jobs: list[Job], keys: list[str]
             return load_model(ModelSpec(model=str(folder)), dtype=torch.float32, device=context.device), done
     model = student.load(context, torch.float32)
     return (model if lora is None else with_adapters(model, lora, seed=context.recipe.seed)), 0
-
-
-def _seconds_of(context: Context, jobs: list[Job]) -> float:
-    """Training time of finished jobs."""
-    return sum(float((context.folder.record(job.name) or {}).get("training_seconds", 0.0)) for job in jobs)
 
 
 def _between(context: Context, job: Job) -> Path:
@@ -156,7 +151,15 @@ def job_fingerprint(context: Context, job: Job, start: str) -> str:
         recipe.teacher.model_dump(mode="json") if job.objective.needs_teacher else None,
         recipe.student.freeze_head,
         recipe.student.lora.model_dump(mode="json") if recipe.student.lora else None,
+        *_other_budget(recipe, job),
     )
+
+
+def _other_budget(recipe: Recipe, job: Job) -> list[Any]:
+    """A budget of tokens or operations, where there is one."""
+    budget = recipe.budget
+    given = job.limited and (budget.tokens is not None or budget.flops is not None or budget.whole)
+    return [budget.tokens, budget.flops, budget.whole] if given else []
 
 
 def train(
@@ -167,11 +170,11 @@ def train(
     model: PreTrainedModel,
     facts: Facts,
     *,
-    earlier: float = 0.0,
+    before: Spent | None = None,
 ) -> None:
     """Train `model` in place; resumes from the newest checkpoint that verifies.
 
-    `earlier` is the seconds of the budget that earlier stages used.
+    `before` is what earlier stages used of the budget.
     Raises Interrupted after saving where a signal asked to stop, NonFiniteLoss before a bad step is taken.
     """
     folder = context.folder.file("checkpoints") / f"{job.name}-{key[:12]}"
@@ -185,8 +188,10 @@ def train(
         model.get_output_embeddings().requires_grad_(False)
     equipment = equip(context, student, job, model, mixed=arguments.bf16)
     resume, problems = newest_checkpoint(folder)
-    before = _seconds_before(resume)
-    clock = Clock(job.seconds, before, earlier=earlier)
+    used, before = _seconds_before(resume), before or Spent()
+    written = equipment.windows.trajectories if equipment.windows is not None else None
+    share = share_used(context, job, model, before, lambda: written.written_tokens if written is not None else 0)
+    clock = Clock(job.seconds, used, earlier=before.seconds, share=share)
     trainer = DistillTrainer(
         model=model,
         args=arguments,
@@ -228,13 +233,13 @@ def train(
             "a checkpoint is saved: run the same command again to go on"
         )
     tokens = int(state.num_input_tokens_seen)
-    written = equipment.windows.trajectories.written_tokens if equipment.windows is not None else 0
+    new = written.written_tokens if written is not None else 0
     facts.update(
         tokens=tokens,
-        written_tokens=written,
+        written_tokens=new,
         steps=state.global_step,
-        flops=_flops(context, job, model, tokens, written),
-        earlier_seconds=before,
+        **training_flops(context, job, model, tokens, new),
+        earlier_seconds=used,
         training_seconds=round(clock.used, 3),
     )
 
@@ -281,15 +286,6 @@ def _total_steps(trainer: DistillTrainer) -> int:
 def _seconds_before(checkpoint: Path | None) -> float:
     """Training time that went into a checkpoint."""
     return SealCheckpoints.seconds_of(checkpoint) if checkpoint else 0.0
-
-
-def _flops(context: Context, job: Job, model: PreTrainedModel, tokens: int, written: int) -> float:
-    """Student forward and backward (three times its forward), what it wrote, and the teacher's forward."""
-    length = context.recipe.data.max_length
-    total = 3 * forward_flops(model, tokens, length) + forward_flops(model, written, length)
-    if job.objective.needs_teacher and job.signals is None:
-        total += forward_flops(context.teacher, tokens, length)
-    return total
 
 
 def _explain_out_of_memory(error: Exception) -> None:
