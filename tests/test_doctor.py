@@ -17,6 +17,7 @@ from lmdistill.models import check_folder, load_tokenizer
 from lmdistill.packages import resolve_path
 from lmdistill.recipe import ModelSpec, Recipe, resolve_recipe
 from logprob_server import serving
+from small import foreign_folder
 
 
 def recipe(tiny: Path, text: Path, **changes: Any) -> Recipe:
@@ -80,6 +81,16 @@ def test_what_cannot_work_is_refused(
 ) -> None:
     with pytest.raises((RecipeError, ModelError), match=match):
         examine(recipe(tiny_llama_folder, text_file, **changes)).raise_for_errors()
+
+
+def test_each_head_is_held_against_its_own_tokenizer(tiny_llama_folder: Path, text_file: Path) -> None:
+    """A student of 300 ids beside a teacher of 49 thousand: neither is the other's fault."""
+    small = str(foreign_folder(tiny_llama_folder))
+    across = {"cross_tokenizer": {"kind": "uld"}, "divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}}
+    student = {"start": "pretrained", "model": {"model": small}}
+    diagnosis = examine(recipe(tiny_llama_folder, text_file, student=student, objective=across))
+    assert not found(diagnosis, "vocabulary", "error")
+    assert not found(diagnosis, "vocabulary", "note")
 
 
 def test_models_that_ask_for_code_or_are_pickled_are_refused(tiny_llama_folder: Path, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class _Doctor:
         self.teacher_config: PreTrainedConfig | None = None
         self.student_config: PreTrainedConfig | None = None
         self.teacher_tokenizer: PreTrainedTokenizerBase | None = None
+        self.student_tokenizer: PreTrainedTokenizerBase | None = None
         self.checks: list[Callable[[], None]] = [
             self._teacher,
             self._student,
@@ -148,6 +149,7 @@ class _Doctor:
             return
         self.teacher_config = load_config(self.recipe.teacher)
         self.teacher_tokenizer = load_tokenizer(self.recipe.teacher)
+        self.student_tokenizer = self.teacher_tokenizer
         count = _parameters(self.teacher_config)
         self.say(
             "teacher",
@@ -178,7 +180,7 @@ class _Doctor:
                     "tokenizer", "warning", "one tokenizer is compared as if there were two: slower, less exact.", fix
                 )
             return
-        student = load_tokenizer(spec.model)
+        self.student_tokenizer = student = load_tokenizer(spec.model)
         differences = tokenizer_differences(self.teacher_tokenizer, student)
         if differences and any(found.needs_teacher and found.cross_tokenizer is None for found in objectives):
             fix = (
@@ -194,13 +196,15 @@ class _Doctor:
             self.say("chat template", "warning", "teacher's and student's differ: chat rows use the student's")
 
     def _vocabulary(self) -> None:
-        if self.teacher_tokenizer is None:
-            return
-        real = len(self.teacher_tokenizer)
-        for name, config in (("teacher", self.teacher_config), ("student", self.student_config)):
+        for name, config, tokenizer in (
+            ("teacher", self.teacher_config, self.teacher_tokenizer),
+            ("student", self.student_config, self.student_tokenizer),
+        ):
             rows = getattr(config, "vocab_size", None)
-            if rows is None or (name == "student" and self.recipe.student.vocabulary is not None):
+            trimmed = name == "student" and self.recipe.student.vocabulary is not None
+            if tokenizer is None or rows is None or trimmed:
                 continue
+            real = len(tokenizer)
             if rows < real:
                 self.say(
                     "vocabulary",
@@ -287,7 +291,7 @@ class _Doctor:
             if not source.is_generated
             for document in first_documents(source, _FIRST_ROWS, self.recipe.data.on_bad_rows)
         ]
-        found = coverage(load_tokenizer(spec.model), self.teacher_tokenizer, texts)
+        found = coverage(self.student_tokenizer or load_tokenizer(spec.model), self.teacher_tokenizer, texts)
         share = found.of_bytes
         message = (
             f"of the bytes of {found.texts} texts {share.one_to_one:.1%} are one token of each tokenizer, "
