@@ -133,6 +133,30 @@ def test_lower_precision_is_near(kind: str, dtype: torch.dtype) -> None:
         assert float((one.double() - other).norm() / other.norm()) < near
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_a_nearly_certain_tokens_gradient_survives_16_bits(softcap: float | None) -> None:
+    """1 - p of the token itself, 0.0009 here, lies below the step of bfloat16 just under 1."""
+    alignment = make_pair().alignment.select(torch.tensor([1]))  # one token of either side, places 1 and 1
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        head = torch.tensor([[7.0], [0.0]], dtype=dtype, requires_grad=True)
+        chunk_likelihood_loss(
+            torch.ones(2, 1, dtype=dtype),
+            head,
+            torch.tensor([0, 0]),
+            torch.tensor([0.0, -5.0]),
+            alignment,
+            "log_ratio",
+            softcap=softcap,
+        ).loss.backward()
+        assert head.grad is not None
+        return head.grad.double()[:, 0]
+
+    exact, found = gradient(torch.float64), gradient(torch.bfloat16)
+    assert 8e-4 < float(exact[0]) < 2e-3
+    torch.testing.assert_close(found, exact, rtol=2**-7, atol=0.0)
+
+
 @pytest.mark.parametrize("kind", CHUNK_KINDS)
 @pytest.mark.parametrize(("s", "t"), [(-1e-9, -40.0), (-40.0, -1e-9), (-1e-9, -1e-9), (-90.0, -95.0), (-2e3, -1.0)])
 @pytest.mark.parametrize("temperature", [1.0, 100.0])

@@ -111,6 +111,22 @@ def test_a_layer_subset_computes_what_the_model_does_with_layers_skipped(family:
     assert cut.config.num_hidden_layers == 3
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_student_in_16_bits_keeps_the_rotary_frequencies(family: str) -> None:
+    model: Any = make(family)
+    for parameter in model.parameters():  # as transformers loads it: weights in 16 bits, what is computed in 32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    cut = with_layers(model, [0, 3])
+    assert cut.dtype == torch.bfloat16
+    computed = dict(cut.named_buffers())
+    frequencies = {name: buffer for name, buffer in model.named_buffers() if "inv_freq" in name}
+    assert frequencies
+    for name, buffer in frequencies.items():
+        assert not torch.equal(buffer, buffer.bfloat16().float())
+        assert computed[name].dtype == torch.float32
+        assert torch.equal(computed[name], buffer)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_students_load_with_transformers_alone(family: str, tmp_path: Path) -> None:
     cut = with_layers(make(family), [1, 3])

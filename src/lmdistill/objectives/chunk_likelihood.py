@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 from lmdistill.objectives.alignment import Alignment, covers, tokens_of
 from lmdistill.objectives.grouped import GroupChunk, GroupLoss, check_ends, check_ids, grouped_loss
 from lmdistill.objectives.products import product_dtype
-from lmdistill.objectives.rows import LogitsView, add_at, log_normaliser, softmax_rows, working_dtype
+from lmdistill.objectives.rows import LogitsView, log_normaliser, softmax_rows, working_dtype
 from lmdistill.objectives.token_logprobs import token_logprobs
 
 ChunkKind = Literal[
@@ -121,7 +121,12 @@ def chunk_likelihood_loss(
         loss_g, slope_g = difference(student_g, teacher_G[chunk.groups_g], temperature)
         pull_n = (slope_g * chunk.weight_g)[chunk.owner_n]
         softmax_rows(raw_nV, all_n, -pull_n, None, None, one, view=view, compiled=compiled)
-        add_at(raw_nV, ids_n1, view.chain(pull_n[:, None], z_n1))
+        # Written whole, not added to what is rounded to the buffer's 16 bits: where the student is nearly certain, the
+        # token's own 1 - p is smaller than the step between two such numbers below 1.
+        own_n1 = -torch.expm1(z_n1 - all_n[:, None]) * pull_n[:, None]
+        raw_nV[torch.arange(len(ids_n1), device=raw_nV.device), ids_n1[:, 0]] = view.chain(own_n1, z_n1)[:, 0].to(
+            raw_nV.dtype
+        )
         return loss_g
 
     size = torch.empty((), dtype=compute_dtype or product_dtype(student_hidden_NH)).element_size()

@@ -87,7 +87,10 @@ def rebuilt(model: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) ->
     """A model of the same class with another configuration and these weights, checked to fit one by one."""
     config._attn_implementation = model.config._attn_implementation
     fresh: Any = type(model)(config)
-    made = cast(PreTrainedModel, fresh.to(dtype=model.dtype, device=model.device))
+    made = cast(PreTrainedModel, fresh.to(device=model.device))
+    # Not `.to(dtype)` of the whole: it would round buffers that are computed, such as the rotary frequencies.
+    for parameter in made.parameters():
+        parameter.data = parameter.data.to(model.dtype)
     made.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
     made.tie_weights()
     made.generation_config = model.generation_config
