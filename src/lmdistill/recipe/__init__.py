@@ -22,6 +22,14 @@ from lmdistill.recipe.base import (
 from lmdistill.recipe.data import DataSpec, DifferenceSpec, FieldNames, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec, ResponsesSpec, SpeedSpec
 from lmdistill.recipe.generation import AskSpec, DataGenerationSpec, MakerName, SeedSpec
+from lmdistill.recipe.hints import (
+    HINT_PARAMETERS,
+    HintKind,
+    HintSpec,
+    ProjectorSpec,
+    PruneWhileSpec,
+    UnfreezeSpec,
+)
 from lmdistill.recipe.load import (
     dump_recipe,
     load_recipe,
@@ -75,6 +83,7 @@ from lmdistill.recipe.whole import BudgetSpec, MachineSpec, Recipe, StageSpec, m
 __all__ = [
     "DIVERGENCE_PARAMETERS",
     "AccountingSpec",
+    "HINT_PARAMETERS",
     "AnswerSpec",
     "AnySection",
     "ApiLimits",
@@ -100,6 +109,8 @@ __all__ = [
     "FieldNames",
     "GenerationSpec",
     "HiddenCosineTerm",
+    "HintKind",
+    "HintSpec",
     "InstructionSpec",
     "InterleavedSpec",
     "JudgeSpec",
@@ -115,6 +126,8 @@ __all__ = [
     "PolicyTerm",
     "Positive",
     "PreferenceTerm",
+    "ProjectorSpec",
+    "PruneWhileSpec",
     "ReasoningSpec",
     "Recipe",
     "ReplaySpec",
@@ -138,6 +151,7 @@ __all__ = [
     "TeachingSpec",
     "TokenWeightSpec",
     "TrajectoriesSpec",
+    "UnfreezeSpec",
     "VocabularySpec",
     "WidthSpec",
     "dump_recipe",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lmdistill.recipe.base import Count, NonNegative, Positive, Section, Share, nearest
+from lmdistill.recipe.hints import HintSpec
 
 DIVERGENCE_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "forward_kl": (),
@@ -168,6 +169,11 @@ class ObjectiveSpec(Section):
     """Cross-entropy with the text."""
     hidden_cosine: HiddenCosineTerm = Field(default_factory=HiddenCosineTerm)
     """Direction of the last hidden state."""
+    hints: list[HintSpec] = Field(default_factory=list)
+    """Distances between activations inside both models (docs/hints.md)."""
+    block_inputs: Literal["student", "teacher"] = "student"
+    """What each of the student's blocks reads: what the block below returns; or the teacher's hidden state there, by
+    the pairs of the first hint, so that each block is trained by itself, on the teacher's input and output."""
     tokens: TokenWeightSpec = Field(default_factory=TokenWeightSpec)
     """Which tokens count."""
     student_divergence: DivergenceTerm | None = None
@@ -186,19 +192,26 @@ class ObjectiveSpec(Section):
     def _check(self) -> ObjectiveSpec:
         if self.tokens.by == "divergence" and self.divergence.weight == 0:
             raise ValueError("tokens.by: divergence compares with a teacher: give divergence a weight above 0")
-        terms = (self.divergence, self.cross_entropy, self.hidden_cosine, self.policy, self.preference)
+        terms = (self.divergence, self.cross_entropy, self.hidden_cosine, self.policy, self.preference, *self.hints)
         optional = (self.student_divergence, self.cross_tokenizer)
         if not any(term is not None and term.weight > 0 for term in (*terms, *optional)):
             raise ValueError(
                 "all terms have weight 0; give divergence, cross_entropy, hidden_cosine or another a weight above 0"
             )
         self._check_contrastive()
+        self._check_hints()
         if self.cross_tokenizer is not None and (self.divergence.weight > 0 or self.hidden_cosine.weight > 0):
             raise ValueError(
                 "cross_tokenizer stands in place of divergence and hidden_cosine, which compare token with token: set "
                 "their weights to 0"
             )
         return self
+
+    def _check_hints(self) -> None:
+        if self.cross_tokenizer is not None and self.hints:
+            raise ValueError("hints compare position with position, which another tokenizer does not have: remove them")
+        if self.block_inputs == "teacher" and not self.hints:
+            raise ValueError("block_inputs: teacher needs a hint whose pairs of layers say which states blocks read")
 
     def _check_contrastive(self) -> None:
         if self.contrastive is None:
@@ -225,4 +238,5 @@ class ObjectiveSpec(Section):
             or (self.policy.weight > 0 and self.policy.kind in ("sampled_token", "minillm"))
             or (self.preference.weight > 0 and self.preference.kind == "dpkd")
             or self.cross_tokenizer is not None
+            or any(hint.weight > 0 or hint.weight_end for hint in self.hints)
         )

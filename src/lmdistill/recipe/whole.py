@@ -15,6 +15,7 @@ from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
 from lmdistill.recipe.data import DataSpec, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec
 from lmdistill.recipe.generation import DataGenerationSpec
+from lmdistill.recipe.hints import PruneWhileSpec, UnfreezeSpec
 from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import ObjectiveSpec
 from lmdistill.recipe.signals import SignalSpec
@@ -47,6 +48,10 @@ class StageSpec(Section):
     """Training sources of this stage."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Fields of `transformers.TrainingArguments` that differ in this stage."""
+    unfreeze: UnfreezeSpec | None = None
+    """Which layers this stage trains when."""
+    pruning: PruneWhileSpec | None = None
+    """Neurons that go during this stage."""
 
     @field_validator("name")
     @classmethod
@@ -117,6 +122,10 @@ class Recipe(Section):
     """What is minimised."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Any field of `transformers.TrainingArguments`: learning_rate, max_steps, per_device_train_batch_size, ..."""
+    unfreeze: UnfreezeSpec | None = None
+    """Which of the student's layers are trained when; all from the start where absent."""
+    pruning: PruneWhileSpec | None = None
+    """Neurons that go while the student learns; with several stages, in each that does not say otherwise."""
     stages: list[StageSpec] = Field(default_factory=list)
     """Stages of training, in order; one stage named `distil` where absent."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
@@ -332,6 +341,8 @@ def recipe_stages(recipe: Recipe) -> list[StageSpec]:
             trajectories=stage.trajectories or recipe.trajectories,
             train=stage.train or recipe.data.train,
             training=merge(recipe.training, stage.training),
+            unfreeze=stage.unfreeze or recipe.unfreeze,
+            pruning=stage.pruning or recipe.pruning,
         )
         for stage in stages
     ]
