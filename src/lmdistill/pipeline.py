@@ -21,7 +21,6 @@ from lmdistill.data import DataReport, Document, build_dataset, load_documents
 from lmdistill.doctor import examine, tokenizer_differences
 from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
 from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
-from lmdistill.generation.desk import Student as Writer
 from lmdistill.io import RunLock, write_json, write_text
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
@@ -55,7 +54,7 @@ from lmdistill.stages.prepare import (
 )
 from lmdistill.stages.select import select_documents
 from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
-from lmdistill.stages.student_writer import student_writer
+from lmdistill.stages.student_writer import StudentAtWork
 from lmdistill.stages.train import Trained, carry_out, carry_out_part
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
@@ -183,7 +182,7 @@ def _make_data(
     if number in work.made:
         return work.made[number]
 
-    def as_it_is() -> tuple[Writer, str]:
+    def as_it_is() -> tuple[StudentAtWork, str]:
         if student is None:
             raise RecipeError(
                 "the student is built from text that only the student can bring about: set "
@@ -193,7 +192,7 @@ def _make_data(
         if before:
             folder, weights = carry_out_part(context, student, before)
         assert context.recipe.generation is not None
-        return student_writer(context, folder, context.recipe.generation.ask), weights
+        return StudentAtWork(context, folder, context.recipe.generation.ask), weights
 
     made = make_data(context, number, as_it_is)
     _log(work, f"generate-round-{number}", made.skipped)

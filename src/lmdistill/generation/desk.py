@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lmdistill.errors import RecipeError
-from lmdistill.generation.types import Drop, Example, Provenance, Seed
+from lmdistill.generation.types import Drop, Example, Provenance, Seed, Verdict
 from lmdistill.progress import Progress
 from lmdistill.recipe import AskSpec, DataGenerationSpec
 from lmdistill.teachers.api_types import Answer, Message, Request, Sampling
@@ -29,6 +29,11 @@ class Asker(Protocol):
 
 Student = Callable[[Sequence[str]], list[str]]
 """What the student as it now is answers to prompts."""
+Scorer = Callable[[Sequence[tuple[str, str]]], list[float]]
+"""Mean negative log-probability, in nats a token, that the student gives to each response behind its prompt; an empty
+prompt is none: the response stands alone."""
+Checker = Callable[[str, Seed], tuple[Verdict, str]]
+"""Whether a response answers a seed, and why one thinks so."""
 
 
 @dataclass
@@ -47,6 +52,10 @@ class Desk:
     progress: Progress = field(default_factory=Progress)
     writer: Student | None = None
     """The student, where the maker lets it write."""
+    scorer: Scorer | None = None
+    """How hard the student finds texts, where the maker wants to know."""
+    checker: Checker | None = None
+    """How responses are verified (`generation.verify`)."""
     stamp: Callable[[Sequence[str]], str] = lambda keys: ""
     """When the answers under some keys were stored."""
 
@@ -66,6 +75,18 @@ class Desk:
         if self.writer is None:
             raise RecipeError(f"generation.maker: {self.spec.maker} asks the student, but there is none in this run")
         return self.writer(prompts)
+
+    def difficulty(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The student's mean negative log-probability of responses. Raises RecipeError where there is no student."""
+        if self.scorer is None:
+            raise RecipeError(
+                f"generation.maker: {self.spec.maker} measures the student, but there is none in this run"
+            )
+        return self.scorer(pairs)
+
+    def check(self, response: str, seed: Seed) -> tuple[Verdict, str]:
+        """Whether a response is right: correct, incorrect or unverifiable, and why."""
+        return ("unverifiable", "nothing checks it") if self.checker is None else self.checker(response, seed)
 
     def came_from(self, *answers: Answer) -> Provenance:
         """Where an example made of these answers comes from."""

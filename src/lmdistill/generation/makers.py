@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from lmdistill.generation.adversarial import make_adversarial
 from lmdistill.generation.answers import make_answers
 from lmdistill.generation.desk import Maker
+from lmdistill.generation.entities import make_entities
+from lmdistill.generation.evolve import make_evolved
+from lmdistill.generation.one_pass import make_alpaca, make_topics
+from lmdistill.generation.refine import make_refined
+from lmdistill.generation.reflect import make_reflected
+from lmdistill.generation.self_instruct import make_self_instruct
 
 MAKERS: dict[str, Maker] = {
     "answers": make_answers,
+    "self_instruct": make_self_instruct,
+    "alpaca": make_alpaca,
+    "topics": make_topics,
+    "evolve": make_evolved,
+    "adversarial": make_adversarial,
+    "entities": make_entities,
+    "refine": make_refined,
+    "reflect": make_reflected,
 }
 """By the name in `generation.maker`."""
 
-ASKS_THE_STUDENT: frozenset[str] = frozenset()
-"""Makers that look at what the student answers, so that a round needs the student of the round before."""
+ASKS_THE_STUDENT: frozenset[str] = frozenset({"adversarial", "refine", "reflect"})
+"""Makers that look at what the student can do, so that a round needs the student of the round before."""

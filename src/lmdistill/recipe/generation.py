@@ -7,8 +7,26 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lmdistill.recipe.base import Count, NonNegative, Section, Share
+from lmdistill.recipe.generation_instructions import (
+    AdversarialSpec,
+    EntitiesSpec,
+    EvolveSpec,
+    InstructionsSpec,
+    ReflectSpec,
+    RefineSpec,
+)
 
-MakerName = Literal["answers", "rationales"]
+MakerName = Literal[
+    "answers",
+    "self_instruct",
+    "alpaca",
+    "topics",
+    "evolve",
+    "adversarial",
+    "entities",
+    "refine",
+    "reflect",
+]
 """How data is made; each is a module of `lmdistill.generation`."""
 
 
@@ -68,11 +86,25 @@ class DataGenerationSpec(Section):
     """
 
     maker: MakerName = "answers"
-    """What is made: `answers` to the seeds' questions; `rationales`, step by step, before the answer."""
+    """What is made. Instructions: `answers` to the seeds' questions; `self_instruct`, `alpaca` and `topics`, new
+    instructions; `evolve`, harder ones; `adversarial`, ones on which the student falls behind; `entities`, of passages;
+    `refine`, the student's own attempts mended; `reflect`, answers improved and selected."""
     seeds: list[SeedSpec] = Field(default_factory=list)
     """Where it starts."""
     ask: AskSpec = Field(default_factory=AskSpec)
     """How the teacher is asked."""
+    instructions: InstructionsSpec = Field(default_factory=InstructionsSpec)
+    """Options of `self_instruct`, `alpaca` and `topics`."""
+    evolve: EvolveSpec = Field(default_factory=EvolveSpec)
+    """Options of `evolve`."""
+    adversarial: AdversarialSpec = Field(default_factory=AdversarialSpec)
+    """Options of `adversarial`."""
+    entities: EntitiesSpec = Field(default_factory=EntitiesSpec)
+    """Options of `entities`."""
+    refine: RefineSpec = Field(default_factory=RefineSpec)
+    """Options of `refine`."""
+    reflect: ReflectSpec = Field(default_factory=ReflectSpec)
+    """Options of `reflect`."""
     rounds: Count = 1
     """Times that data is made and trained on, one training stage each (`round-1`, `round-2`, ...), for makers that look
     at the student in between."""

@@ -19,7 +19,7 @@ from typing import Any
 from lmdistill.data import DataReport, Document
 from lmdistill.data.load import is_heldout, read_rows, shuffled
 from lmdistill.errors import DataError, RecipeError
-from lmdistill.generation.desk import Desk, Student, filled
+from lmdistill.generation.desk import Desk, filled
 from lmdistill.generation.makers import ASKS_THE_STUDENT, MAKERS
 from lmdistill.generation.types import Drop, Example, Seed, make_id
 from lmdistill.io import write_lines
@@ -27,6 +27,7 @@ from lmdistill.recipe import Recipe, SeedSpec, SourceSpec
 from lmdistill.recipe.data import GENERATED
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
+from lmdistill.stages.student_writer import StudentAtWork
 from lmdistill.teachers import ApiTeacher
 
 SEEDS = f"{GENERATED}:seeds"
@@ -54,7 +55,7 @@ class Made:
     """Whether it was there already."""
 
 
-def make_data(context: Context, number: int, student: Callable[[], tuple[Student, str]] | None = None) -> Made:
+def make_data(context: Context, number: int, student: Callable[[], tuple[StudentAtWork, str]] | None = None) -> Made:
     """Let the teacher write the data of a round, counted from 1.
 
     `student` gives the student as it now is and the fingerprint of its weights, for makers that ask it. Raises
@@ -64,7 +65,7 @@ def make_data(context: Context, number: int, student: Callable[[], tuple[Student
     spec = recipe.generation
     if spec is None or recipe.api is None:
         raise RecipeError(f"a training source is {GENERATED!r}, but the recipe lacks generation or api: add both")
-    writer, weights = student() if student is not None and spec.maker in ASKS_THE_STUDENT else (None, "")
+    worker, weights = student() if student is not None and spec.maker in ASKS_THE_STUDENT else (None, "")
     seeds = read_seeds(context)
     name, folder = f"generate-round-{number}", context.folder.file(GENERATED) / f"round-{number}"
     key = fingerprint_of(
@@ -89,7 +90,8 @@ def make_data(context: Context, number: int, student: Callable[[], tuple[Student
             earlier=earlier_examples(context, number),
             recipe=f"{recipe.name} {key[:12]}",
             progress=context.progress,
-            writer=writer,
+            writer=worker.answer if worker is not None else None,
+            scorer=worker.difficulty if worker is not None else None,
             stamp=teacher.ledger.time_of,
         )
         kept, dropped = _collect(MAKERS[spec.maker](desk, seeds))

@@ -1,13 +1,20 @@
-"""The student as it now is, answering prompts: for makers of data that look at what it can and cannot do."""
+"""The student as it now is, answering prompts and reading texts: for makers of data that look at what it can do.
+
+Shape legend: B texts, L length, N trained positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
-from lmdistill.data import Document, RowEncoder
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from lmdistill.data import Document, EncodedRow, RowEncoder
 from lmdistill.evaluation.answers import end_tokens
-from lmdistill.generation.desk import Student
 from lmdistill.models import load_model, load_tokenizer
 from lmdistill.recipe import AskSpec, GenerationSpec, ModelSpec
 from lmdistill.stages.context import Context
@@ -15,27 +22,33 @@ from lmdistill.trajectories.decode import advance_plainly, begin, limits_of, wri
 from lmdistill.trajectories.reader import Reader
 from lmdistill.trajectories.types import Author
 
+_BATCH = 16
 
-def student_writer(context: Context, folder: Path, ask: AskSpec) -> Student:
-    """A function that lets the student in `folder` answer prompts, as long and as freely as the teacher may.
 
-    The model is loaded at the first call. The draws depend on the recipe's seed and the place of a prompt alone.
-    """
-    spec = GenerationSpec(max_new_tokens=ask.max_tokens, temperature=ask.temperature, batch_size=16)
-    loaded: list[Reader] = []
-    tokenizer = load_tokenizer(ModelSpec(model=str(folder)))
-    encoder = RowEncoder(tokenizer)
+class StudentAtWork:
+    """The student in a folder, loaded when it is first asked."""
 
-    def answer(prompts: Sequence[str]) -> list[str]:
-        if not loaded:
-            model = load_model(ModelSpec(model=str(folder)), dtype=context.fast_dtype, device=context.device)
-            loaded.append(Reader(model.eval(), len(tokenizer)))
-            ends.update(end_tokens(tokenizer, [model]))
-        reader = loaded[0]
-        ids = [encoder.prompt(Document(prompt=prompt), len(prompt)) for prompt in prompts]
+    def __init__(self, context: Context, folder: Path, ask: AskSpec) -> None:
+        self._context = context
+        self._folder = folder
+        self._spec = GenerationSpec(max_new_tokens=ask.max_tokens, temperature=ask.temperature, batch_size=_BATCH)
+        self.tokenizer = load_tokenizer(ModelSpec(model=str(folder)))
+        self._encoder = RowEncoder(self.tokenizer)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The student, in the fast number format."""
+        spec = ModelSpec(model=str(self._folder))
+        return load_model(spec, dtype=self._context.fast_dtype, device=self._context.device).eval()
+
+    def answer(self, prompts: Sequence[str]) -> list[str]:
+        """What it answers, as long and as freely as the teacher may; draws depend on seed and place of a prompt alone."""
+        reader, spec = Reader(self.model, len(self.tokenizer)), self._spec
+        ids = [self._encoder.prompt(Document(prompt=prompt), len(prompt)) for prompt in prompts]
         names = [str(place) for place in range(len(prompts))]
-        texts = begin(ids, names, context.recipe.seed, spec, limits_of(spec, ends))
-        with context.progress.task("the student answers", total=len(prompts), unit="answers") as task:
+        limits = limits_of(spec, end_tokens(self.tokenizer, [self.model]))
+        texts = begin(ids, names, self._context.recipe.seed, spec, limits)
+        with self._context.progress.task("the student answers", total=len(prompts), unit="answers") as task:
             write_all(
                 texts,
                 [reader],
@@ -43,7 +56,37 @@ def student_writer(context: Context, folder: Path, ask: AskSpec) -> Student:
                 slots=spec.batch_size,
                 told=lambda tokens: task.advance(),
             )
-        return [str(tokenizer.decode(text.answer_ids, skip_special_tokens=True)).strip() for text in texts]
+        return [str(self.tokenizer.decode(text.answer_ids, skip_special_tokens=True)).strip() for text in texts]
 
-    ends: set[int] = set()
-    return answer
+    @torch.no_grad()
+    def difficulty(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Mean negative log-probability, nats a token, of each response behind its prompt, or alone without one."""
+        documents = [
+            Document(prompt=prompt, response=response) if prompt else Document(text=response)
+            for prompt, response in pairs
+        ]
+        rows = list(self._encoder.encode(documents))
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids_L))
+        found = [0.0] * len(rows)
+        with self._context.progress.task("the student reads", total=len(rows), unit="texts") as task:
+            for first in range(0, len(order), _BATCH):
+                places = order[first : first + _BATCH]
+                for place, mean in zip(places, self._means([rows[place] for place in places]), strict=True):
+                    found[place] = mean
+                task.advance(len(places))
+        return found
+
+    def _means(self, rows: Sequence[EncodedRow]) -> list[float]:
+        """Mean loss of the trained tokens of each row; 0 for a row that has none behind its first."""
+        length = max(len(row.ids_L) for row in rows)
+        ids_BL = torch.zeros(len(rows), length, dtype=torch.long)
+        mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            ids_BL[place, : len(row.ids_L)] = torch.as_tensor(row.ids_L)
+            mask_BL[place, : len(row.ids_L)] = torch.as_tensor(row.trained_L)
+        ids_BL, mask_BL = ids_BL.to(self.model.device), mask_BL[:, 1:].to(self.model.device)
+        logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
+        loss_N = cross_entropy(logits_BLV[mask_BL].float(), ids_BL[:, 1:][mask_BL], reduction="none")
+        loss_BL = torch.zeros(mask_BL.shape, dtype=torch.float32, device=loss_N.device)
+        loss_BL[mask_BL] = loss_N
+        return [float(mean) for mean in loss_BL.sum(1) / mask_BL.sum(1).clamp_min(1)]
