@@ -1,0 +1,1 @@
+"""The checks that a generated row must pass, one concept a module; `lmdistill.generation.filters` chains them."""
