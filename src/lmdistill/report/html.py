@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from lmdistill.evaluation.results import Interval, TokenHeat
 from lmdistill.io import write_text
+from lmdistill.report import costs as cost_rows
 from lmdistill.report.charts import LABELS, PLACEHOLDERS, all_charts
 from lmdistill.report.responses import answered_texts, response_table
 from lmdistill.report.responses import shown as shown_interval
@@ -80,6 +81,8 @@ def page_of(run: RunData) -> str:
         plotly=Markup(get_plotlyjs()) if charts else "",
         style=_style(),
         costs=_costs(run),
+        totals=cost_rows.totals(run.accounting),
+        cost_facts=cost_rows.facts(run.accounting),
     )
 
 
