@@ -75,9 +75,13 @@ class Draws:
     """Independent groups of items."""
 
     def ratio(self, sums_KI: Floats, counts_KI: Floats) -> Floats:
-        """A mean: summed values by summed counts, over the items and seeds of each resampling; (R,). NaN for 0 / 0."""
-        above_R = np.einsum("ri,rk,ki->r", self.items_RI, self.seeds_RK, sums_KI, optimize=True)
-        below_R = np.einsum("ri,rk,ki->r", self.items_RI, self.seeds_RK, counts_KI, optimize=True)
+        """A mean: summed values by summed counts, over the items and seeds of each resampling; (R,). NaN for 0 / 0.
+
+        What was measured with one seed alone, (1, I), is resampled by items only.
+        """
+        seeds_RK = self.seeds_RK if len(sums_KI) > 1 else np.ones((len(self.items_RI), 1))
+        above_R = (self.items_RI @ sums_KI.T * seeds_RK).sum(1)
+        below_R = (self.items_RI @ counts_KI.T * seeds_RK).sum(1)
         found_R: Floats = np.where(below_R > 0, above_R / np.where(below_R > 0, below_R, 1.0), np.nan)
         return found_R
 

@@ -1,0 +1,6 @@
+"""Evaluation suites: one interface for tasks, instructions, reasoning, robustness, fidelity, calibration, efficiency."""
+
+from lmdistill.evaluation.suites.run import SUITES, check_suites, run_suite, run_suites
+from lmdistill.evaluation.suites.types import Bench, Outcome, Suite, Table
+
+__all__ = ["SUITES", "Bench", "Outcome", "Suite", "Table", "check_suites", "run_suite", "run_suites"]
