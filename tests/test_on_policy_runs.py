@@ -27,7 +27,7 @@ ON_POLICY = {
     "replay": [
         "trajectories.source=mixture",
         "trajectories.mixture.replay={start: 0.7, capacity: 8}",
-        "trajectories.rollouts={reuse: 2, max_staleness: 3}",
+        "trajectories.rollouts={reuse: 2, max_staleness: 3, kept_share: 1.0}",
         "trajectories.length={effective: true, shortest: 2}",
         "objective.policy={weight: 1.0, kind: minillm, clip: 0.2}",
         "objective.student_divergence={kind: reverse_kl}",
@@ -76,6 +76,7 @@ def recipe(case: str, tiny: Path, text: Path, questions: Path, folder: Path, *mo
         "training.learning_rate=0.01",
         "evaluation.baselines=[none]",
         "evaluation.prompts=[]",
+        "trajectories.rollouts.kept_share=1.0",
         f"runs={folder}",
         "name=run",
         *more,
@@ -100,6 +101,23 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if kwargs["step"] == step:
             signal.raise_signal(signal.SIGTERM)
         return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trajectories, "window", window)
+
+
+class Crash(Exception):
+    """What nobody expects."""
+
+
+def crash_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of that step are written, and then the run breaks off."""
+    real = Trajectories.window
+
+    def window(self: Trajectories, *args: Any, **kwargs: Any) -> Any:
+        made = real(self, *args, **kwargs)
+        if kwargs["step"] == step:
+            raise Crash
+        return made
 
     monkeypatch.setattr(Trajectories, "window", window)
 
@@ -129,7 +147,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
         stop_at(2, patched)
         with pytest.raises(Interrupted):
             run_recipe(recipe(case, *given, tmp_path / "stopped"))
+    with monkeypatch.context() as patched:
+        crash_after(4, patched)  # step 5 is written down, and then once more: the checkpoint is that of step 4
+        with pytest.raises(Crash):
+            run_recipe(recipe(case, *given, tmp_path / "stopped"))
     assert run_recipe(recipe(case, *given, tmp_path / "stopped")).steps == 6
+    assert list(read(tmp_path / "stopped" / "run")) == list(read(tmp_path / "whole" / "run"))
     left, right = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     start = load_file(tmp_path / "whole" / "run" / "student-initial" / "model.safetensors")
     assert all(torch.equal(left[name], right[name]) for name in left)

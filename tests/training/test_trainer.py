@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -123,6 +124,21 @@ def test_the_loss_is_the_mean_over_trained_tokens_by_definition(tmp_path: Path) 
                         count += 1
     assert float(step.loss.detach()) == pytest.approx(total / count, rel=1e-5)
     assert int((next_labels(batch["labels"]) != -100).sum()) == count
+
+
+def test_what_is_trained_beside_the_student_is_clipped_with_it(tmp_path: Path) -> None:
+    made = trainer(tmp_path, model(0), max_grad_norm=0.5)
+    projectors = torch.nn.Linear(3, 4)
+    made.objective.aligned = SimpleNamespace(projectors=projectors)  # type: ignore[assignment]
+    made.create_optimizer()
+    trained = [*made.model.parameters(), *projectors.parameters()]
+    for number, parameter in enumerate(trained):
+        parameter.grad = torch.full_like(parameter, 1.0 + number)
+    before = [parameter.grad.clone() for parameter in trained if parameter.grad is not None]
+    norm = torch.cat([each.flatten() for each in before]).norm()
+    assert float(made._clip_grad_norm(made.model)) == pytest.approx(float(norm))
+    for parameter, old in zip(trained, before, strict=True):
+        torch.testing.assert_close(parameter.grad, old * 0.5 / norm)
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_grad_norm": 0.0}], ids=["clipped", "unclipped"])

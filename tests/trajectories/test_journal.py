@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmdistill.trajectories import journal
-from lmdistill.trajectories.journal import Entry, Journal, read, recent
+from lmdistill.trajectories.journal import FILE, Entry, Journal, read, recent
 from lmdistill.trajectories.types import Author, Trajectory
 
 S, T = Author.STUDENT, Author.TEACHER
@@ -61,6 +61,28 @@ def test_what_is_kept_is_what_is_read(tmp_path: Path) -> None:
     assert recent(tmp_path, 2) == list(read(tmp_path))[1:]
     assert recent(tmp_path, 0) == []
     assert recent(tmp_path / "none", 5) == []
+
+
+def test_a_journal_is_cut_to_what_a_checkpoint_knows(tmp_path: Path) -> None:
+    def journal(stage: str) -> Journal:
+        return Journal(tmp_path, Letters(), share=1.0, seed=0, stage=stage)  # type: ignore[arg-type]
+
+    earlier, later = journal("warm"), journal("distil")
+    earlier.keep([text("a", "1"), text("b", "2")])
+    later.keep([text("a", "3"), text("b", "4"), text("c", "5")])
+    with open(tmp_path / FILE, "ab") as file:
+        file.write(b'{"stage": "distil", "st')  # a kill cut it short
+    later = journal("distil")
+    later.cut(1)
+    left = [(entry.stage, entry.completion) for entry in read(tmp_path)]
+    assert left == [("warm", "1"), ("warm", "2"), ("distil", "3")]
+    later.keep([text("b", "4 again")])
+    assert later.kept == 2
+    assert [entry.completion for entry in read(tmp_path)] == ["1", "2", "3", "4 again"]
+    later.cut(5)  # a file that a person has shortened is no reason to stop
+    journal("distil").cut(0)
+    assert [entry.completion for entry in read(tmp_path)] == ["1", "2"]
+    Journal(tmp_path / "none", Letters(), share=1.0, seed=0).cut(0)  # type: ignore[arg-type]
 
 
 def test_a_share_is_kept_and_the_same_one_again(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ METHOD = Method(
     notes=(
         "Attention from one model's tokens to the other's stands in for an alignment, so that no text is left out.",
         "The projections are kept in checkpoints and not in the student. They are trained at the student's learning "
-        "rate; the publication gives them one of their own, 1e-3.",
+        "rate; the publication gives them one of their own, 1e-3. Gradients are clipped "
+        "with the student's, as one vector.",
         "KL_t→s counts where the projected teacher finds the text's own token likeliest, as published.",
         "All terms are divided by the student's trained tokens of the step. States are divided by their standard "
         "deviation over a micro-batch, as released, so that the size of micro-batches matters a little.",

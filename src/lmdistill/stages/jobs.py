@@ -17,17 +17,18 @@ from lmdistill.models import load_config
 from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
 from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context
-from lmdistill.stages.rollouts import rewards_of, trajectories_of
+from lmdistill.stages.rollouts import journal_of, rewards_of, trajectories_of
 from lmdistill.stages.student import Student
 from lmdistill.stages.teaching import AlignedTeacher, context_length, live_teacher, start_of
 from lmdistill.teachers import SelfTeacher, Teacher
 from lmdistill.training.adversary import Adversary
-from lmdistill.training.companions import Companion, Companions, KeptTexts
+from lmdistill.training.companions import Companion, Companions, KeptJournal, KeptTexts
 from lmdistill.training.discriminator import Discriminator
 from lmdistill.training.objective import Objective
 from lmdistill.training.policy import Policy
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
 from lmdistill.training.windows import Windows
+from lmdistill.trajectories.journal import Journal
 from lmdistill.trajectories.window import Trajectories
 
 
@@ -58,6 +59,8 @@ class Equipment:
     objective: Objective
     windows: Windows | None
     companions: Companions
+    journal: Journal | None
+    """Where what the student writes is kept for reading."""
 
 
 def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, *, mixed: bool) -> Equipment:
@@ -66,9 +69,11 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
     Raises RecipeError where the objective does not fit what there is.
     """
     texts: Trajectories | None = None
+    journal: Journal | None = None
     if job.trajectories.on_policy:
+        journal = journal_of(context, job.trajectories, student.tokenizer, job.name)
         texts = trajectories_of(
-            context, job.trajectories, job.objective, job.dataset, student.tokenizer, model, job.name
+            context, job.trajectories, job.objective, job.dataset, student.tokenizer, model, job.name, journal
         )
     collator: Callable[[Any], Any] = as_prompts if texts is not None else _collator(job)
     teacher = _teacher(context, student, job, model, collator)
@@ -79,12 +84,13 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
         windows = Windows(texts, objective, contexts=contexts, longest=_teacher_context(context, model))
     moving = teacher if isinstance(teacher, SelfTeacher) else None
     held: list[Companion] = [KeptTexts(texts)] if texts is not None else []
+    held += [KeptJournal(journal)] if journal is not None else []
     held += [each for each in (teacher, objective.reference) if isinstance(each, SelfTeacher)]
     if objective.policy is not None and isinstance(objective.policy.score, Adversary):
         held.append(objective.policy.score.discriminator)
     if isinstance(objective.aligned, AlignedTeacher):
         held += objective.aligned.companions
-    return Equipment(collator, objective, windows, Companions(held, moving=moving, trajectories=texts))
+    return Equipment(collator, objective, windows, Companions(held, moving=moving, trajectories=texts), journal)
 
 
 def _teacher_context(context: Context, model: PreTrainedModel) -> int | None:

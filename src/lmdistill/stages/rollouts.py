@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,15 @@ def trajectories_of(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     name: str,
+    journal: Journal,
 ) -> Trajectories:
     """What writes the texts of one training; `model` is the student, `name` the training's."""
 
     def tell(kind: str, **facts: Any) -> None:
         context.folder.event(kind, name, **facts)
+
+    def keep(texts: Sequence[Trajectory]) -> None:
+        journal.keep(texts)
 
     return Trajectories(
         spec,
@@ -44,7 +48,7 @@ def trajectories_of(
         seed=context.recipe.seed,
         budget=LengthBudget(spec.length, spec.generation.max_new_tokens, _mean_answer(prompts)),
         samples_per_prompt=objective.policy.samples_per_prompt if objective.policy.weight > 0 else 1,
-        keep=_journal(context, spec, tokenizer, name),
+        keep=keep,
         tell=tell,
     )
 
@@ -86,17 +90,10 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[i
     return {int(each) for each in {*found, tokenizer.eos_token_id} if each is not None}
 
 
-def _journal(
-    context: Context, spec: TrajectoriesSpec, tokenizer: PreTrainedTokenizerBase, name: str
-) -> Callable[[Sequence[Trajectory]], None]:
-    """Keeps a share of what the student wrote in the run's folder."""
+def journal_of(context: Context, spec: TrajectoriesSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> Journal:
+    """Keeps a share of what the student writes in a training in the run's folder."""
     share, seed = spec.rollouts.kept_share, context.recipe.seed
-    journal = Journal(context.folder.path, tokenizer, share=share, seed=seed, stage=name)
-
-    def keep(texts: Sequence[Trajectory]) -> None:
-        journal.keep(texts)
-
-    return keep
+    return Journal(context.folder.path, tokenizer, share=share, seed=seed, stage=name)
 
 
 def _writer(

@@ -209,6 +209,8 @@ def train(
     if resume is not None:
         context.note(f"stage {job.name} resumes from {resume.name}")
         equipment.companions.restore(resume)
+    elif equipment.journal is not None:
+        equipment.journal.cut(0)  # what an attempt that left no checkpoint wrote down
     steps = _total_steps(trainer)
     with context.progress.task(f"train {job.name}", total=steps, unit="steps") as task:
         for callback in _callbacks(context, job, trainer, task):

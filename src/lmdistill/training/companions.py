@@ -14,9 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lmdistill.errors import CorruptFile
 from lmdistill.io import read_json, write_bytes, write_json
+from lmdistill.trajectories.journal import Journal
 from lmdistill.trajectories.window import Trajectories
 
 FILE = "trajectories.json"
+_JOURNAL = "journal.json"
 
 
 class Companion(Protocol):
@@ -42,6 +44,22 @@ class KeptTexts:
     def restore(self, checkpoint: Path) -> None:
         """Go on with them."""
         self.trajectories.restore(read_json(checkpoint / FILE))
+
+
+class KeptJournal:
+    """How much of the journal belongs to a checkpoint: what was written down after it is written down once more."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the number of texts."""
+        write_json(checkpoint / _JOURNAL, {"texts": self.journal.kept})
+
+    def restore(self, checkpoint: Path) -> None:
+        """Cut the journal there; a checkpoint of an older version does not say where."""
+        if (checkpoint / _JOURNAL).is_file():
+            self.journal.cut(int(read_json(checkpoint / _JOURNAL)["texts"]))
 
 
 class KeptModule:

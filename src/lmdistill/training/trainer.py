@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -63,10 +63,26 @@ class DistillTrainer(Trainer):
         """The Trainer's optimiser; what is trained beside the student (projections) is a group of its own."""
         made = self.optimizer is None
         optimiser = super().create_optimizer(*args, **kwargs)
-        beside = getattr(self.objective.aligned, "projectors", None)
-        if made and beside is not None:
-            optimiser.add_param_group({"params": list(beside.parameters()), "weight_decay": 0.0})
+        beside = self._beside()
+        if made and beside:
+            optimiser.add_param_group({"params": beside, "weight_decay": 0.0})
         return optimiser
+
+    def _beside(self) -> list[nn.Parameter]:
+        """What is trained beside the student."""
+        projectors = getattr(self.objective.aligned, "projectors", None)
+        return [] if projectors is None else list(projectors.parameters())
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The Trainer's clipping, of the student and what is trained beside it as one vector.
+
+        Where the student's own clipping is FSDP's or DeepSpeed's, theirs alone.
+        """
+        beside = self._beside()
+        own = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if not beside or self.accelerator.distributed_type in own:
+            return super()._clip_grad_norm(model)
+        return self.accelerator.clip_grad_norm_([*model.parameters(), *beside], self.args.max_grad_norm)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lmdistill.io import append_line
+from lmdistill.io import append_line, write_lines
 from lmdistill.trajectories.types import Author, Trajectory
 
 FILE = "rollouts.jsonl"
@@ -59,6 +59,8 @@ class Journal:
         self.tokenizer = tokenizer
         self.share = share
         self.seed = seed
+        self.kept = 0
+        """Texts of this training that were written down."""
 
     def keep(self, trajectories: Sequence[Trajectory]) -> int:
         """Write down a share of these texts; how many. Raises StorageError."""
@@ -67,7 +69,23 @@ class Journal:
             if random.Random(f"journal-{self.seed}-{item.step}-{place}-{item.row_id}").random() < self.share:
                 append_line(self.path, self._line(item))
                 kept += 1
+        self.kept += kept
         return kept
+
+    def cut(self, kept: int) -> None:
+        """Leave the first `kept` texts of this training, which goes on from there; other trainings' stay.
+
+        Raises StorageError.
+        """
+        self.kept = kept
+        if not self.path.is_file():
+            return
+        with open(self.path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+        mine = [number for number, line in enumerate(lines) if (entry := _entry(line)) and entry.stage == self.stage]
+        beyond = set(mine[kept:])
+        if beyond:
+            write_lines(self.path, (line for number, line in enumerate(lines) if number not in beyond))
 
     def _line(self, item: Trajectory) -> str:
         logprobs = item.logprobs
