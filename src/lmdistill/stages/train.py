@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from lmdistill.data import fingerprint
-from lmdistill.errors import DataError, Interrupted, RecipeError, StorageError
+from lmdistill.errors import DataError
 from lmdistill.evaluation.fidelity import quick_scores
-from lmdistill.models import errors_of_the_disk, load_model, save_model
+from lmdistill.models import load_model, save_model
 from lmdistill.objectives.divergences import TAID
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.budget import Spent, share_used, spent_before, training_flops
 from lmdistill.stages.context import Context, Facts
+from lmdistill.stages.drive import drive
 from lmdistill.stages.jobs import Job, equip
 from lmdistill.stages.student import Student
 from lmdistill.students import merged, with_adapters
 from lmdistill.training.arguments import training_arguments
 from lmdistill.training.budget import Clock
-from lmdistill.training.callbacks import StopOnSignal, TellProgress
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
 from lmdistill.training.schedules import TaidSchedule
 from lmdistill.training.trainer import DistillTrainer
@@ -203,58 +203,34 @@ def train(
         windows=equipment.windows,
         clock=clock,
     )
-    trainer.remove_callback(PrinterCallback)
-    for problem in problems:
-        context.warn(f"stage {job.name}: skipped a checkpoint that does not verify: {problem}")
-    if resume is not None:
-        context.note(f"stage {job.name} resumes from {resume.name}")
-        equipment.companions.restore(resume)
-    elif equipment.journal is not None:
-        equipment.journal.cut(0)  # what an attempt that left no checkpoint wrote down
-    steps = _total_steps(trainer)
-    with context.progress.task(f"train {job.name}", total=steps, unit="steps") as task:
-        for callback in _callbacks(context, job, trainer, task):
-            trainer.add_callback(callback)
-        trainer.add_callback(equipment.companions)  # before the seal: what it writes is sealed with the rest
-        trainer.add_callback(SealCheckpoints(keep=arguments.save_total_limit or 2, seconds=lambda: clock.used))
-        arguments.save_total_limit = None  # rotation is ours: nothing goes before a newer one is sealed
-        try:
-            with context.stop.patient(), errors_of_the_disk():
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except (KeyError, RuntimeError) as error:
-            _explain_out_of_memory(error)
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"{folder}: a checkpoint could not be written ({error}); free space and run again"
-            ) from error
-    state = trainer.state
-    if context.stop.raised and state.global_step < state.max_steps:
-        raise Interrupted(
-            f"stopped by {context.stop.name} after step {state.global_step} of {state.max_steps} of stage {job.name}; "
-            "a checkpoint is saved: run the same command again to go on"
-        )
-    tokens = int(state.num_input_tokens_seen)
+    journal = equipment.journal
+    tokens = drive(
+        context,
+        job.name,
+        trainer,
+        clock=clock,
+        companions=equipment.companions,
+        resume=resume,
+        problems=problems,
+        callbacks=_callbacks(trainer),
+        # What an attempt that left no checkpoint wrote down.
+        afresh=lambda: journal.cut(0) if journal is not None else None,
+    )
     new = written.written_tokens if written is not None else 0
     facts.update(
         tokens=tokens,
         written_tokens=new,
-        steps=state.global_step,
+        steps=trainer.state.global_step,
         **training_flops(context, job, model, tokens, new),
         earlier_seconds=used,
         training_seconds=round(clock.used, 3),
     )
 
 
-def _callbacks(context: Context, job: Job, trainer: DistillTrainer, task: Any) -> list[TrainerCallback]:
-    def event(kind: str, **fields: Any) -> None:
-        context.folder.event(kind, job.name, **fields)
-
-    callbacks: list[TrainerCallback] = []
+def _callbacks(trainer: DistillTrainer) -> list[TrainerCallback]:
     if isinstance(trainer.objective.divergence, TAID):
-        callbacks.append(TaidSchedule(trainer.objective.divergence, trainer.ledger))
-    callbacks += [TellProgress(trainer.ledger, task, event), StopOnSignal(context.stop)]
-    return callbacks
+        return [TaidSchedule(trainer.objective.divergence, trainer.ledger)]
+    return []
 
 
 def _heldout(context: Context, student: Student, job: Job, model: nn.Module) -> dict[str, float]:
@@ -275,25 +251,6 @@ def _heldout(context: Context, student: Student, job: Job, model: nn.Module) -> 
     return scores
 
 
-def _total_steps(trainer: DistillTrainer) -> int:
-    """Optimiser steps that the Trainer will take."""
-    arguments = trainer.args
-    if arguments.max_steps > 0:
-        return int(arguments.max_steps)
-    batches = len(trainer.get_train_dataloader())
-    per_epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
-    return int(per_epoch * arguments.num_train_epochs)
-
-
 def _seconds_before(checkpoint: Path | None) -> float:
     """Training time that went into a checkpoint."""
     return SealCheckpoints.seconds_of(checkpoint) if checkpoint else 0.0
-
-
-def _explain_out_of_memory(error: Exception) -> None:
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text:
-        raise RecipeError(
-            f"out of memory ({text.splitlines()[0]}); lower training.per_device_train_batch_size or data.max_length, "
-            "or set training.gradient_checkpointing=true; the last checkpoint is intact"
-        ) from error
