@@ -44,9 +44,9 @@ _TERMS: tuple[tuple[str, str, str], ...] = (
     (
         r"llama[-_ ]?[34](?!\d*b)",
         "Llama Community License (3.1 and later)",
-        "answers may be used to improve other models; one that is distributed must say 'Built with Llama' and its "
-        "name must begin with 'Llama'; a use policy and a limit by number of users go with it; check the licence of the "
-        "very version",
+        "answers may be used to improve other models; one that is distributed must say 'Built with Llama' and "
+        "its name must begin with 'Llama'; a use policy and a limit by number of users go with it; check the licence "
+        "of the very version",
     ),
     (
         r"llama",

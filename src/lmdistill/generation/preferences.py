@@ -42,7 +42,7 @@ def score(example: Example, spec: CompositeReward) -> Scored | str:
             value = example.fields.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 return f"the reward needs a number in the field {name!r}, this answer has {str(value)[:40]!r}"
-            parts[name] = parts.get(name, 0.0) + weight * value
+            parts[name] = weight * value
     return Scored(example, math.fsum(parts.values()), parts)
 
 

@@ -128,7 +128,7 @@ class NearDuplicateFilter(Section):
     """Smallest Jaccard similarity of the sets of shingles at which the later row is dropped. Questions about one long
     passage are alike to a high degree: raise it, or look at `response`, where such rows shall stay."""
     permutations: Annotated[int, Field(ge=16, le=1024)] = 128
-    """Length of a MinHash; a longer one misses fewer pairs close to the threshold."""
+    """Length of a MinHash; a longer one makes fewer comparisons in vain, and takes longer to make."""
     shingle: Count = 3
     """Words in a shingle."""
     side: Side = "both"
@@ -159,8 +159,9 @@ class ContaminationFilter(Section):
     template_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """A run that stands in at least this share of an evaluation set's rows, and in at least ten, is its template and
     proves nothing."""
-    question_similarity: _Similarity = 0.8
-    """Drop rows with the answer of an evaluation row and at least this Jaccard similarity of the questions' words."""
+    question_similarity: _Similarity = 0.7
+    """Drop rows with the answer of an evaluation row, the same numbers in the question, and at least this Jaccard
+    similarity of the questions' words."""
     answer_words: Count = 8
     """An answer of at least so many words is a match by itself."""
 

@@ -30,6 +30,8 @@ class CompositeReward(Section):
 
     @model_validator(mode="after")
     def _weighs_something(self) -> CompositeReward:
+        if twice := sorted({"judge", "votes"} & set(self.fields)):
+            raise ValueError(f"fields names {twice[0]!r}, which has a weight of its own; set reward.{twice[0]}")
         if not any((self.verdict, self.length, self.judge, self.votes, *self.fields.values())):
             raise ValueError("every weight is 0, so no answer is better than another; give one of them a weight")
         return self

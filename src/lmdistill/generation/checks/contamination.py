@@ -122,14 +122,15 @@ class ContaminationCheck(Check):
             for size, rows in known.items()
             if min(size, len(question)) >= least * max(size, len(question))
             for number, other in rows
+            if _numbers(other) == _numbers(question)
         ]
         similarity, place = max(near, default=(0.0, 0))
         if similarity < least:
             return None
         row = self._rows[-place]
         return Finding(
-            f"the answer {answer[:60]!r} is that of {row.name}, and {similarity:.2f} of the questions' words are the "
-            f"same, at least {least:.2f}",
+            f"the answer {answer[:60]!r} is that of {row.name}, and {similarity:.2f} of the questions' words, at "
+            f"least {least:.2f}, and all of their numbers are the same",
             row.name,
         )
 
@@ -148,6 +149,10 @@ def normal_answer(text: str) -> str:
     words = normal_text(text.rpartition("####")[2]).split()
     words = [_number(word) for word in words if word not in _ARTICLES and word not in "$€£%"]
     return " ".join(words)
+
+
+def _numbers(words: frozenset[str]) -> set[str]:
+    return {word for word in words if word[0].isdecimal()}
 
 
 def _number(word: str) -> str:

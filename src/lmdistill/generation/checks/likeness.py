@@ -18,15 +18,15 @@ from lmdistill.generation.types import Example
 from lmdistill.recipe.generation_filters import NearDuplicateFilter, NoveltyFilter, RationaleFilter
 
 _SEED = 20080117
-_WEIGHTS = (0.1, 0.9)
-"""What a needless comparison, which costs time only, weighs against a missed pair."""
+_RECALL = 0.95
+"""Share of pairs exactly at the threshold that are proposed; of pairs above it more are."""
 
 
 class NearDuplicateCheck(Check):
     """MinHash with locality-sensitive hashing proposes rows, the exact Jaccard similarity of shingles decides.
 
-    Broder, "On the resemblance and containment of documents" (1997). No row is dropped below the threshold; a pair
-    above it may be missed, the less likely the longer the MinHash. Shingles of prompt and response are kept apart.
+    Broder, "On the resemblance and containment of documents" (1997). No row is dropped below the threshold; of pairs at
+    the threshold one in twenty may be missed, of more similar ones fewer. Shingles of prompt and response stay apart.
     Raises MissingExtra where `datasketch` is not installed.
     """
 
@@ -42,11 +42,7 @@ class NearDuplicateCheck(Check):
         self._spec = spec
         self._make: Any = MinHash
         self._empty: Any = MinHash(num_perm=spec.permutations, seed=_SEED)
-        self._index: Any = MinHashLSH(
-            threshold=min(spec.threshold, 0.99),
-            num_perm=spec.permutations,
-            weights=_WEIGHTS,
-        )
+        self._index: Any = MinHashLSH(num_perm=spec.permutations, params=bands(spec.threshold, spec.permutations))
         self._kept: list[tuple[str, list[tuple[str, str]]]] = []
         self._last: tuple[Example, Any] | None = None
 
@@ -88,6 +84,15 @@ class NearDuplicateCheck(Check):
             sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in own])
             self._last = (example, sketch)
         return self._last[1]
+
+
+def bands(threshold: float, permutations: int) -> tuple[int, int]:
+    """(bands, rows in a band): the longest bands, which propose the fewest rows in vain, that find `_RECALL` of the
+    pairs at the threshold. A pair of similarity s is proposed with the chance 1 - (1 - s^rows)^bands."""
+    rows = 1
+    while rows < permutations and 1 - (1 - threshold ** (rows + 1)) ** (permutations // (rows + 1)) >= _RECALL:
+        rows += 1
+    return permutations // rows, rows
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from lmdistill.generation.types import Example
 from lmdistill.recipe.generation_filters import LengthFilter, RefusalFilter
 
 _DECLINED = (
-    r"\bas an? (?:\w+ )?(?:ai|artificial intelligence|language model|llm)\b",
-    r"\bi(?:'m| am) (?:just |only )?an? (?:\w+ )?(?:ai|artificial intelligence|language model)\b",
-    r"^\W*(?:(?:i'm|i am) (?:very |so |really |truly )?sorry|sorry|(?:i|my) apolog\w+|unfortunately)\b.{0,80}?"
-    r"\b(?:can't|cannot|can not|won't|unable|not able|not allowed|don't have|do not have)\b",
+    r"\bas an? (?:\w+ )?(?:ai(?:,| (?:language |chat)?(?:model|assistant|system|bot))|artificial intelligence,"
+    r"|language model)",
+    r"\bi(?:'m| am) (?:just |only )?an? (?:\w+ )?(?:ai(?: language)? (?:model|assistant|system)|ai[,.]|language model)",
+    r"^\W*(?:(?:i'm|i am) (?:very |so |really |truly )?sorry|sorry|(?:i|my) apolog\w+)\b.{0,20}\bbut i.{0,20}?"
+    r"(?:can't|cannot|can not|won't|unable|not able|not allowed|don't have|do not have)\b",
     r"\bi(?:'m| am)? (?:can't|cannot|can not|won't|will not|unable to|not able to|must decline to|have to decline to) "
     r"(?:\w+ )?(?:help|assist|fulfill?|comply|provide|answer|do that|create|generate|write|support|engage|discuss)\b",
     r"\bi (?:don't|do not|won't|will not) feel comfortable\b",

@@ -70,9 +70,14 @@ def longest_loop(words: Sequence[str], longest: int, most: tuple[int, int]) -> t
         for start, length in _runs_of_true(word_L[period:] == word_L[:-period]):
             times = length // period + 1
             passage = list(words[start : start + period])
-            if times > allowed and any(sum(c.isalpha() for c in word) > 1 for word in passage):
+            if times > allowed and _says_something(passage):
                 return passage, times
     return None
+
+
+def _says_something(passage: Sequence[str]) -> bool:
+    """Whether there is a word of two letters, or a letter of a script whose characters are the units."""
+    return any(sum(c.isalpha() for c in word) > 1 or (word.isalpha() and not word.isascii()) for word in passage)
 
 
 def _runs_of_true(same_L: NDArray[np.bool_]) -> list[tuple[int, int]]:
