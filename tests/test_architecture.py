@@ -62,7 +62,7 @@ def test_imports_go_only_downwards(path: Path) -> None:
 def test_the_loss_engine_depends_on_torch_alone() -> None:
     import sys
 
-    for path in [*(SOURCE / "objectives").glob("*.py"), SOURCE / "signals" / "types.py"]:
+    for path in [*(SOURCE / "objectives").rglob("*.py"), SOURCE / "signals" / "types.py"]:
         for name in imports(path):
             top = name.split(".")[0]
             if top == "lmdistill":
