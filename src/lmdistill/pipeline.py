@@ -194,7 +194,7 @@ def _make_data(
         assert context.recipe.generation is not None
         return StudentAtWork(context, folder, context.recipe.generation.ask), weights
 
-    made = make_data(context, number, as_it_is)
+    made = make_data(context, number, as_it_is, work.sources.heldout)
     _log(work, f"generate-round-{number}", made.skipped)
     work.made[number] = made.folder
     return made.folder

@@ -8,12 +8,14 @@ from lmdistill.generation.desk import Maker
 from lmdistill.generation.entities import make_entities
 from lmdistill.generation.evolve import make_evolved
 from lmdistill.generation.one_pass import make_alpaca, make_topics
+from lmdistill.generation.rationales import make_rationales
 from lmdistill.generation.refine import make_refined
 from lmdistill.generation.reflect import make_reflected
 from lmdistill.generation.self_instruct import make_self_instruct
 
 MAKERS: dict[str, Maker] = {
     "answers": make_answers,
+    "rationales": make_rationales,
     "self_instruct": make_self_instruct,
     "alpaca": make_alpaca,
     "topics": make_topics,

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 from lmdistill.recipe.base import Count, Section, Share, names_a_folder
 from lmdistill.recipe.models import ModelSpec
 
-
 GENERATED = "generated"
 """Path of a training source that means what this run's teacher wrote."""
 

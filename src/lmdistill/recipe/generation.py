@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lmdistill.recipe.base import Count, NonNegative, Section, Share
+from lmdistill.recipe.generation_filters import FilterSpec
 from lmdistill.recipe.generation_instructions import (
     AdversarialSpec,
     EntitiesSpec,
@@ -15,9 +16,29 @@ from lmdistill.recipe.generation_instructions import (
     ReflectSpec,
     RefineSpec,
 )
+from lmdistill.recipe.generation_preferences import PreferenceSpec
+from lmdistill.recipe.generation_rationales import (
+    ContrastSpec,
+    MultiTaskSpec,
+    ProgramSpec,
+    RationaleSpec,
+    RetrievalSpec,
+    SocraticSpec,
+    TriplesSpec,
+)
+from lmdistill.recipe.generation_verify import VerifySpec
+from lmdistill.recipe.generation_verify import PassRateSpec, VerifySpec
 
 MakerName = Literal[
     "answers",
+    "rationales",
+    "multi_task",
+    "socratic",
+    "programs",
+    "rationale_pairs",
+    "contrastive",
+    "retrieved",
+    "triples",
     "self_instruct",
     "alpaca",
     "topics",
@@ -88,11 +109,25 @@ class DataGenerationSpec(Section):
     maker: MakerName = "answers"
     """What is made. Instructions: `answers` to the seeds' questions; `self_instruct`, `alpaca` and `topics`, new
     instructions; `evolve`, harder ones; `adversarial`, ones on which the student falls behind; `entities`, of passages;
-    `refine`, the student's own attempts mended; `reflect`, answers improved and selected."""
+    `refine`, the student's own attempts mended; `reflect`, answers improved and selected. Chain of thought:
+    `rationales` before the answer; `multi_task`, answers and rationales as two tasks; `socratic`, sub-questions;
+    `programs` that compute the answer; `rationale_pairs`, two of each question; `contrastive`, true to the answer that
+    they argue for; `retrieved`, behind passages; `triples` of an event and what follows."""
     seeds: list[SeedSpec] = Field(default_factory=list)
     """Where it starts."""
     ask: AskSpec = Field(default_factory=AskSpec)
     """How the teacher is asked."""
+    verify: VerifySpec = Field(default_factory=VerifySpec)
+    """What the final answer of a response is, and when it is right."""
+    pass_rate: PassRateSpec = Field(default_factory=PassRateSpec)
+    """When makers that ask for several answers to each question (`ask.samples` at most) stop before they have them."""
+    verify: VerifySpec | None = None
+    """How final answers are checked against the seeds' own; nothing is checked where absent, unless the maker does."""
+    filters: FilterSpec = Field(default_factory=FilterSpec)
+    """What rows must pass before the student learns from them."""
+    preferences: PreferenceSpec | None = None
+    """Make pairs of a better and a worse answer of all that was written, for DPO and its kin
+    (`generated/round-1/preferences.jsonl`)."""
     instructions: InstructionsSpec = Field(default_factory=InstructionsSpec)
     """Options of `self_instruct`, `alpaca` and `topics`."""
     evolve: EvolveSpec = Field(default_factory=EvolveSpec)
@@ -105,6 +140,20 @@ class DataGenerationSpec(Section):
     """Options of `refine`."""
     reflect: ReflectSpec = Field(default_factory=ReflectSpec)
     """Options of `reflect`."""
+    rationales: RationaleSpec = Field(default_factory=RationaleSpec)
+    """Options of `rationales`, and of the makers that begin with them."""
+    multi_task: MultiTaskSpec = Field(default_factory=MultiTaskSpec)
+    """Options of `multi_task`."""
+    socratic: SocraticSpec = Field(default_factory=SocraticSpec)
+    """Options of `socratic`."""
+    programs: ProgramSpec = Field(default_factory=ProgramSpec)
+    """Options of `programs`."""
+    contrastive: ContrastSpec = Field(default_factory=ContrastSpec)
+    """Options of `contrastive`."""
+    retrieved: RetrievalSpec = Field(default_factory=RetrievalSpec)
+    """Options of `retrieved`."""
+    triples: TriplesSpec = Field(default_factory=TriplesSpec)
+    """Options of `triples`."""
     rounds: Count = 1
     """Times that data is made and trained on, one training stage each (`round-1`, `round-2`, ...), for makers that look
     at the student in between."""

@@ -2,6 +2,7 @@
 
     generated/<round>/examples.jsonl   what is trained on
                       drops.jsonl      what was left out, with the reason
+                      data_card.md     counts, diversity, cost of an example, terms of the teacher (and data_card.json)
                       seeds.jsonl      the seeds that have an answer of their own, for the baseline without the teacher
 
 A training source `generated` is these examples; `generated:TASK` those of one task; `generated:seeds` the seeds' own
@@ -11,24 +12,32 @@ answers. Nothing is kept in between but the ledger: a killed stage starts again 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lmdistill.data import DataReport, Document
 from lmdistill.data.load import is_heldout, read_rows, shuffled
 from lmdistill.errors import DataError, RecipeError
+from lmdistill.generation.data_card import Costs, DataCard, data_card, data_card_json
+from lmdistill.generation.data_card_markdown import data_card_markdown
 from lmdistill.generation.desk import Desk, filled
+from lmdistill.generation.filters import apply_filters
 from lmdistill.generation.makers import ASKS_THE_STUDENT, MAKERS
-from lmdistill.generation.types import Drop, Example, Seed, make_id
-from lmdistill.io import write_lines
-from lmdistill.recipe import Recipe, SeedSpec, SourceSpec
+from lmdistill.generation.preferences import mine_pairs
+from lmdistill.generation.types import Drop, Example, Seed, Verdict, make_id
+from lmdistill.generation.verify import Verifier
+from lmdistill.io import write_json, write_lines, write_text
+from lmdistill.recipe import PreferenceSpec, Recipe, SeedSpec, SourceSpec
 from lmdistill.recipe.data import GENERATED
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.stages.student_writer import StudentAtWork
 from lmdistill.teachers import ApiTeacher
+from lmdistill.teachers.api_types import Answer
 
 SEEDS = f"{GENERATED}:seeds"
 """Path of the seeds with their own answers."""
@@ -55,11 +64,17 @@ class Made:
     """Whether it was there already."""
 
 
-def make_data(context: Context, number: int, student: Callable[[], tuple[StudentAtWork, str]] | None = None) -> Made:
+def make_data(
+    context: Context,
+    number: int,
+    student: Callable[[], tuple[StudentAtWork, str]] | None = None,
+    heldout: Mapping[str, Sequence[Document]] | None = None,
+) -> Made:
     """Let the teacher write the data of a round, counted from 1.
 
-    `student` gives the student as it now is and the fingerprint of its weights, for makers that ask it. Raises
-    RecipeError, DataError (no seeds, or nothing left to train on) and what the teacher raises.
+    `heldout` are the held-out texts by name: what occurs in them is left out. `student` gives the student as it now is
+    and the fingerprint of its weights, for makers that ask it. Raises RecipeError, DataError (no seeds, or nothing left
+    to train on) and what the teacher raises.
     """
     recipe = context.recipe
     spec = recipe.generation
@@ -78,13 +93,16 @@ def make_data(context: Context, number: int, student: Callable[[], tuple[Student
     )
     if context.folder.is_done(name, key) and (folder / "examples.jsonl").is_file():
         return Made(folder, skipped=True)
+    started = time.monotonic()
     with (
         context.stage(name, key, f"{recipe.api.model} writes: {spec.maker}, {len(seeds):,} seeds") as facts,
         ApiTeacher(recipe.api, folder=context.folder.path, run=recipe.name, progress=context.progress) as teacher,
+        ExitStack() as owned,
     ):
+        counting = _Counting(teacher, context)
         desk = Desk(
             spec,
-            _Counting(teacher, context),
+            counting,
             seed=recipe.seed,
             round=number,
             earlier=earlier_examples(context, number),
@@ -94,10 +112,24 @@ def make_data(context: Context, number: int, student: Callable[[], tuple[Student
             scorer=worker.difficulty if worker is not None else None,
             stamp=teacher.ledger.time_of,
         )
-        kept, dropped = _collect(MAKERS[spec.maker](desk, seeds))
-        _write(folder, kept, dropped, seeds)
-        spent = teacher.spent()
-        facts |= {"kept": len(kept), "dropped": len(dropped), "calls": spent.calls, "tokens": spent.tokens}
+        verifier = owned.enter_context(Verifier(spec.verify)) if spec.verify is not None else None
+        if verifier is not None:
+            desk.checker = lambda response, seed: _verdict(verifier, response, seed)
+        rows = _verified(MAKERS[spec.maker](desk, seeds), verifier, {seed.id: seed for seed in seeds})
+        pool = [example.prompt for example in desk.earlier]
+        kept, dropped = _collect(apply_filters(rows, spec.filters, _comparable(heldout or {}), pool))
+        if spec.preferences is not None:
+            _write_preferences(folder, kept, dropped, spec.preferences, recipe.seed)
+        costs = counting.costs((time.monotonic() - started) / 60)
+        card = data_card(kept, dropped, costs, name=recipe.name, teachers=[recipe.api.model], seed=recipe.seed)
+        _write(folder, kept, dropped, seeds, card)
+        facts |= {
+            "kept": len(kept),
+            "dropped": len(dropped),
+            "calls": teacher.spent().calls,
+            "tokens": costs.tokens,
+            "money": costs.money,
+        }
     if not kept:
         raise DataError(_nothing_kept(folder, dropped))
     return Made(folder, skipped=False)
@@ -131,7 +163,8 @@ def _seeds_of(context: Context, spec: SeedSpec, place: int) -> list[Seed]:
         if spec.answer is not None and ("{" in spec.answer or spec.answer in row.row):
             answer = _column(row.row, spec.answer, row.origin, f"generation.seeds.{place}.answer").strip() or None
         seeds.append(Seed(make_id(prompt), prompt, answer, row.row))
-    documents = [Document(prompt=seed.prompt, origin=seed.id) for seed in seeds]
+    # With its answer, as a held-out source of the same file has it: then both draw one line between the rows.
+    documents = [Document(prompt=seed.prompt, response=seed.answer, origin=seed.id) for seed in seeds]
     if spec.part != "all":
         heldout = spec.part == "heldout"
         documents = [document for document in documents if is_heldout(document, spec.heldout_share) == heldout]
@@ -161,8 +194,51 @@ def _collect(found: Iterator[Example | Drop]) -> tuple[list[Example], list[Drop]
     return kept, dropped
 
 
-def _write(folder: Path, kept: Sequence[Example], dropped: Sequence[Drop], seeds: Sequence[Seed]) -> None:
+def _verified(
+    found: Iterator[Example | Drop], verifier: Verifier | None, seeds: Mapping[str, Seed]
+) -> Iterator[Example | Drop]:
+    """Rows with the verdict on their response, where the maker gave none and the seed's answer is known."""
+    for each in found:
+        seed = seeds.get(each.seed) if isinstance(each, Example) else None
+        if isinstance(each, Example) and each.verdict is None and verifier is not None and seed is not None:
+            checked = verifier.verify_seed(each.response, seed)
+            each = replace(each, verdict=checked.verdict, answer=checked.answer)
+        yield each
+
+
+def _verdict(verifier: Verifier, response: str, seed: Seed) -> tuple[Verdict, str]:
+    checked = verifier.verify_seed(response, seed)
+    return checked.verdict, checked.reason
+
+
+def _comparable(heldout: Mapping[str, Sequence[Document]]) -> dict[str, list[str | tuple[str, str]]]:
+    """Held-out texts as the check for contamination takes them."""
+    return {
+        name: [
+            (document.prompt, document.response)
+            if document.prompt is not None and document.response is not None
+            else document.plain
+            for document in documents
+        ]
+        for name, documents in heldout.items()
+    }
+
+
+def _write_preferences(
+    folder: Path, kept: Sequence[Example], dropped: Sequence[Drop], spec: PreferenceSpec, seed: int
+) -> None:
+    """Pairs of all whole answers, those that verification left out among them: they are the worse ones."""
+    answers = [*kept, *(drop.example for drop in dropped if drop.by == "verdict")]
+    pairs = [found for found in mine_pairs(answers, spec, seed) if isinstance(found, Example)]
+    write_lines(folder / "preferences.jsonl", (json.dumps(pair.row(), ensure_ascii=False) for pair in pairs))
+
+
+def _write(
+    folder: Path, kept: Sequence[Example], dropped: Sequence[Drop], seeds: Sequence[Seed], card: DataCard
+) -> None:
     """Write a round's files, the examples last: they say that the others are whole."""
+    write_json(folder / "data_card.json", data_card_json(card))
+    write_text(folder / "data_card.md", data_card_markdown(card))
     known = [
         Example(id=seed.id, prompt=seed.prompt, response=seed.answer, task="seeds", seed=seed.id, answer=seed.answer)
         for seed in seeds
@@ -221,11 +297,40 @@ class _Counting:
 
     teacher: ApiTeacher
     context: Context
-    answered: int = field(default=0)
+    answers: int = 0
+    prompt: int = 0
+    cached: int = 0
+    reasoning: int = 0
+    output: int = 0
+    money: float = 0.0
+    priced: bool = True
 
     def answer(self, requests: Any) -> Iterator[Any]:
         """The teacher's answers, counted."""
         with self.context.progress.task("answers", unit="answers") as task:
             for answer in self.teacher.answer(requests):
-                task.advance(stored=0 if answer.paid else 1)
+                task.advance()
+                self._count(answer)
                 yield answer
+
+    def _count(self, answer: Answer) -> None:
+        usage = answer.usage
+        self.answers += 1
+        self.prompt += usage.prompt
+        self.cached += usage.cached
+        self.reasoning += usage.reasoning
+        self.output += usage.output
+        self.priced = self.priced and usage.money is not None
+        self.money += usage.money or 0.0
+
+    def costs(self, minutes: float) -> Costs:
+        """What all answers took, those of an earlier start included."""
+        return Costs(
+            money=self.money if self.priced else None,
+            calls=self.answers,
+            prompt_tokens=self.prompt,
+            cached_tokens=self.cached,
+            reasoning_tokens=self.reasoning,
+            output_tokens=self.output,
+            minutes=minutes,
+        )
