@@ -109,6 +109,8 @@ class RobustnessSpec(Section):
     """Out-of-distribution sets, or files in `paths`."""
     limit: Count | None = None
     """Texts of each set."""
+    longest_words: Count = 150
+    """Texts with more words are left out: each is read once for every edit."""
     edits: list[EditKind] = Field(default=["character", "word", "sentence"])
     """Kinds of edits."""
     attempts: Annotated[int, Field(ge=1, le=32)] = 2

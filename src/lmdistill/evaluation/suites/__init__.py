@@ -1,4 +1,4 @@
-"""Evaluation suites: one interface for tasks, instructions, reasoning, robustness, fidelity, calibration, efficiency."""
+"""Suites: one interface for tasks, instructions, reasoning, robustness, fidelity, calibration and efficiency."""
 
 from lmdistill.evaluation.suites.run import SUITES, check_suites, run_suite, run_suites
 from lmdistill.evaluation.suites.types import Bench, Outcome, Suite, Table

@@ -1,8 +1,8 @@
 """Calibration: whether a model is right as often as it is sure, over the options of questions.
 
 MiniLLM's protocol (2306.08543, section 3.3): the probabilities of the options, renormalised over them; the expected
-calibration error by bins of equal width, and beside it the Brier score, which rewards sharpness too, and the surprise at
-the right option.
+calibration error by bins of equal width, and beside it the Brier score, which rewards sharpness too, and the surprise
+at the right option.
 """
 
 from __future__ import annotations

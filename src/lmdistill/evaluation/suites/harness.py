@@ -93,10 +93,10 @@ def _calm(online: bool) -> Iterator[None]:
         if not online:
             datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
         # lm-eval's progress bars go to stderr whatever one says.
-        with quiet_transformers(), torch.random.fork_rng(), contextlib.redirect_stderr(io.StringIO()):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
+        hidden = contextlib.redirect_stderr(io.StringIO())
+        with quiet_transformers(), torch.random.fork_rng(), hidden, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(level)
         random.setstate(python)

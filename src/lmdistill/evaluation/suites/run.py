@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmdistill.evaluation.suite_results import SuiteName, SuiteResult
-from lmdistill.evaluation.suites import calibration, tasks
+from lmdistill.evaluation.suites import calibration, robustness, tasks
 from lmdistill.evaluation.suites.summarise import summarise
 from lmdistill.evaluation.suites.types import Bench, Suite
 from lmdistill.recipe import SuitesSpec
@@ -19,6 +19,7 @@ SUITES: Mapping[str, Suite] = {
     for suite in (
         tasks.SUITE,
         calibration.SUITE,
+        robustness.SUITE,
     )
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmdistill.errors import DataError
@@ -114,13 +114,27 @@ def load_set(name: str, paths: Mapping[str, str], limit: int | None, seed: int) 
     """Items of a set, `limit` of them drawn with the seed, in the file's order. Raises what `find_set` raises."""
     path, reader, notes = find_set(name, paths)
     found = read_items(path, name, reader)
-    items = [item for item in found.items if _belongs(name, item)]
-    notes = [note for note in [*notes, *found.notes] if note]
-    if limit is not None and limit < len(items):
-        notes.append(f"{limit:,} of {len(items):,} items, drawn with seed {seed}")
-        chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
-        items = [items[place] for place in chosen]
-    return Found(items, notes)
+    items = _without_idle_classes([item for item in found.items if _belongs(name, item)])
+    drawn = draw_items(items, limit, seed)
+    return Found(drawn.items, [note for note in [*notes, *found.notes, *drawn.notes] if note])
+
+
+def draw_items(items: list[Item], limit: int | None, seed: int) -> Found:
+    """`limit` items drawn with the seed, in their order; all of them where it is None."""
+    if limit is None or limit >= len(items):
+        return Found(items, [])
+    chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
+    note = f"{limit:,} of {len(items):,} items, drawn with seed {seed}"
+    return Found([items[place] for place in chosen], [note])
+
+
+def _without_idle_classes(items: list[Item]) -> list[Item]:
+    """Reviews whose set has no neutral one are not asked for it."""
+    if any(item.question for item in items):
+        return items
+    used = {item.options[item.gold] for item in items}
+    kept = tuple(option for option in items[0].options if option in used)
+    return [replace(item, options=kept, gold=kept.index(item.options[item.gold])) for item in items]
 
 
 def _belongs(name: str, item: Item) -> bool:
