@@ -39,6 +39,12 @@ def cores() -> int:
 
 def peak_memory() -> int:
     """Most bytes of memory that this process ever held."""
+    # Linux counts the memory of whoever started this process into ru_maxrss; VmHWM begins anew with exec.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
 
