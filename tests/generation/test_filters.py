@@ -123,6 +123,25 @@ def test_every_row_comes_out_once_in_its_order(rows: list[Example]) -> None:
     assert results == list(apply_filters(rows, everything, {"exam": ["What is 3 + 4?", ("Who?", "Me")]}))
 
 
+# fmt: off
+HOSTILE = [
+    "a", "1 ", "ab ", "ab ac ", "<", "<script ", "<a on", "ignore ", "ignore all ", "+1 ", "a.", "a@", "<|", "#", "\n ",
+    "[", "é", "中",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_a_long_hostile_answer_is_judged(part: str) -> None:
+    """It comes to an end: a pattern that backtracks without bound would not, on thirty thousand characters."""
+    text = part * (30_000 // len(part))
+    spec = FilterSpec(language={}, markers={"html": "drop"}, rationale={}, novelty={})
+    (result,) = apply_filters([row(text)], spec, {"exam": ["a b"]})
+    assert isinstance(result, Example | Drop)
+    (spaced,) = apply_filters([row("<" + " " * 30_000 + part)], spec, {})
+    assert isinstance(spaced, Example | Drop)
+
+
 def test_rows_stream_and_earlier_drops_go_through() -> None:
     read = []
 
@@ -170,7 +189,7 @@ def loops_by_definition(words: list[str], longest: int, run: int, loops: int) ->
     return False
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(["aa", "bb", "1"]), max_size=30), st.integers(2, 4), st.integers(2, 4))
 def test_loops_are_what_the_definition_says(words: list[str], run: int, loops: int) -> None:
     found = longest_loop(words, 6, (run, loops))

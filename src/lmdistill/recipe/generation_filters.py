@@ -82,7 +82,7 @@ class RepetitionFilter(Section):
 
     ngram: Count = 4
     """Length of the runs of words that are counted."""
-    max_share: Share = 0.5
+    max_share: Share = 0.6
     """Largest share of runs that occurred before in the same response."""
     min_words: Count = 30
     """Responses with fewer words are not judged by that share."""

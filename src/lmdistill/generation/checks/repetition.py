@@ -67,7 +67,7 @@ def longest_loop(words: Sequence[str], longest: int, most: tuple[int, int]) -> t
         if len(words) < period * (allowed + 1):
             break
         # a passage stands n times where n - 1 periods in succession equal what stands one period before
-        for start, length in _runs_of_true(word_L[period:] == word_L[:-period]):
+        for start, length in _runs_of_true(word_L[period:] == word_L[:-period], period * allowed):
             times = length // period + 1
             passage = list(words[start : start + period])
             if times > allowed and _says_something(passage):
@@ -80,7 +80,9 @@ def _says_something(passage: Sequence[str]) -> bool:
     return any(sum(c.isalpha() for c in word) > 1 or (word.isalpha() and not word.isascii()) for word in passage)
 
 
-def _runs_of_true(same_L: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(start, length) of each run of true values."""
+def _runs_of_true(same_L: NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
+    """(start, length) of each run of at least `shortest` true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same_L, [False]]).astype(np.int8)))
-    return [(int(start), int(end - start)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    starts, lengths = edges[::2], edges[1::2] - edges[::2]
+    long = lengths >= shortest
+    return list(zip(starts[long].tolist(), lengths[long].tolist(), strict=True))
