@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,7 @@ from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import ObjectiveSpec
 from lmdistill.recipe.signals import SignalSpec
 from lmdistill.recipe.student import StudentSpec
+from lmdistill.recipe.task import TaskSpec, check_task
 from lmdistill.recipe.teaching import TeachingSpec
 from lmdistill.recipe.trajectories import TrajectoriesSpec
 
@@ -52,6 +53,8 @@ class StageSpec(Section):
     """Which layers this stage trains when."""
     pruning: PruneWhileSpec | None = None
     """Neurons that go during this stage."""
+    task: Literal["masked_lm"] | None = None
+    """What this stage trains where it is not the recipe's `task`; the encoder is handed on to the stages behind it."""
 
     @field_validator("name")
     @classmethod
@@ -104,6 +107,8 @@ class Recipe(Section):
     """Seed of every draw."""
     runs: str = "runs"
     """Folder in which run folders are made."""
+    task: TaskSpec | None = None
+    """What is predicted, where it is not the next token: classes, numbers, labels of words, embeddings, masked tokens."""
     teacher: ModelSpec
     """The teacher: weights that are loaded where logits or hidden states are wanted. A teacher that writes alone is
     named as in `api`: `{serve: llamacpp, model: smollm2-135m}`, or `{base_url: ..., model: ...}`; it is then taken apart
@@ -178,6 +183,11 @@ class Recipe(Section):
         for stage in recipe_stages(self):
             if stage.objective is not None and stage.trajectories is not None:
                 _check_trajectories(self, stage.objective, stage.trajectories)
+        return self
+
+    @model_validator(mode="after")
+    def _task(self) -> Recipe:
+        check_task(self, recipe_stages(self))
         return self
 
     @model_validator(mode="after")
@@ -343,6 +353,7 @@ def recipe_stages(recipe: Recipe) -> list[StageSpec]:
             training=merge(recipe.training, stage.training),
             unfreeze=stage.unfreeze or recipe.unfreeze,
             pruning=stage.pruning or recipe.pruning,
+            task=stage.task,
         )
         for stage in stages
     ]
