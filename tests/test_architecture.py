@@ -21,6 +21,7 @@ LAYERS = [
     ["students", "teachers"],
     ["trajectories", "generation"],
     ["training", "evaluation", "report"],
+    ["tasks"],
     ["doctor", "methods", "template"],
     ["stages"],
     ["console", "pipeline", "display", "arguments"],
