@@ -88,11 +88,27 @@ def load_model(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> 
     with _explained(spec):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=spec.attention, **options)
     _forget_quantiser(model)
-    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
-    if bad:
-        raise ModelError(f"{spec.model}: {len(bad)} tensors hold NaN or infinities (first: {bad[0]}); get it anew")
+    _refuse_non_finite(model, spec)
     moved: Any = model
     return cast(PreTrainedModel, moved.to(device).eval())
+
+
+def load_auto(
+    auto: Any, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, seed: int, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model of another of transformers' auto classes, in evaluation mode, and the names of weights that its files
+    lack: a new head's, which are drawn by the seed. Raises ModelError.
+    """
+    source, found = _source(spec)
+    if spec.gguf_file is None:
+        found["use_safetensors"] = True
+    with _explained(spec), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, info = auto.from_pretrained(
+            source, dtype=dtype, attn_implementation=spec.attention, output_loading_info=True, **found, **options
+        )
+    _refuse_non_finite(model, spec)
+    return cast(PreTrainedModel, model.to(device).eval()), sorted(info["missing_keys"])
 
 
 @contextmanager
@@ -375,6 +391,12 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
                 f"{spec.model}: cannot be had from the hub ({first}); check the name and the network, or give a folder"
             ) from error
         raise ModelError(f"{spec.model}: transformers cannot load it ({type(error).__name__}: {first})") from error
+
+
+def _refuse_non_finite(model: nn.Module, spec: ModelSpec) -> None:
+    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if bad:
+        raise ModelError(f"{spec.model}: {len(bad)} tensors hold NaN or infinities (first: {bad[0]}); get it anew")
 
 
 def _forget_quantiser(model: PreTrainedModel) -> None:

@@ -391,9 +391,9 @@ def test_places_that_hold_no_data(tmp_path: Path) -> None:
         read(tmp_path / "missing.jsonl")
     with pytest.raises(DataError, match="no such file or folder"):
         read("./nowhere")
-    (tmp_path / "a.csv").write_text("text\na\n")
-    with pytest.raises(DataError, match=r"files ending in '.csv' are not known; known are .jsonl"):
-        read(tmp_path / "a.csv")
+    (tmp_path / "a.xls").write_text("text\na\n")
+    with pytest.raises(DataError, match=r"files ending in '.xls' are not known; known are .jsonl"):
+        read(tmp_path / "a.xls")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -4,6 +4,7 @@ What a source may be (`SourceSpec.path`):
 
 - `*.jsonl`, `*.ndjson`, `*.json`: one JSON object a line; a BOM, CRLF and blank lines are accepted;
 - `*.parquet`: one row a document;
+- `*.csv`, `*.tsv`: the first line names the columns; `*.conll`: one sentence a row, with the lists `tokens` and `tags`;
 - `*.txt`, `*.md`: each paragraph (block of lines between blank lines) is a document;
 - a folder saved by `Dataset.save_to_disk`;
 - any other folder, hidden files left out, in the order of names: all `*.jsonl`, `*.ndjson` and `*.parquet` files
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from lmdistill.data.documents import BadRow, DataReport, Document, EmptyRow, detect_format, to_document
+from lmdistill.data.tables import read_conll, read_csv
 from lmdistill.errors import DataError
 from lmdistill.packages import resolve_path
 from lmdistill.progress import Progress
@@ -40,6 +42,7 @@ LINE_LIMIT = 16 * 2**20
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".md")
+TABLE_SUFFIXES = (".csv", ".tsv", ".conll")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -69,7 +72,7 @@ def load_documents(
                 task.advance()
         except OSError as error:
             raise DataError(f"{error.filename or source.path}: cannot be read ({error.strerror or error})") from error
-    documents = _choose(documents, source, seed, report)
+    documents = choose(documents, source, seed, report)
     if not documents:
         raise DataError(f"{source.path}: nothing to read; {report.explain()}. {_advice(source, report)}")
     if report.bad:
@@ -134,8 +137,8 @@ def _documents(
                 report.add_bad(found.origin, str(problem))
 
 
-def _choose(documents: list[Document], source: SourceSpec, seed: int, report: DataReport) -> list[Document]:
-    """Apply `unique`, `part` and `limit`."""
+def choose(documents: list[Document], source: SourceSpec, seed: int, report: DataReport) -> list[Document]:
+    """The documents that a source's `unique`, `part` and `limit` leave; what they take away is counted in `report`."""
     if source.unique:
         first = {document.normal_id: document for document in reversed(documents)}
         kept = [document for document in documents if first[document.normal_id] is document]
@@ -188,7 +191,7 @@ def _open_source(source: SourceSpec, progress: Progress) -> Iterator[Iterator[Ro
 
 
 def _looks_like_a_file(text: str) -> bool:
-    known = Path(text).suffix.lower() in (*JSON_SUFFIXES, *TEXT_SUFFIXES, ".parquet")
+    known = Path(text).suffix.lower() in (*JSON_SUFFIXES, *TEXT_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
     return known or not _HUB_NAME.fullmatch(text)
 
 
@@ -205,7 +208,10 @@ def _read_file(path: Path, name: str, source: SourceSpec) -> Iterator[Row]:
         return _read_parquet(path, name, source)
     if suffix in TEXT_SUFFIXES:
         return _read_paragraphs(path, name, source.fields.text)
-    known = ", ".join((*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES))
+    if suffix in TABLE_SUFFIXES:
+        read = read_conll if suffix == ".conll" else read_csv
+        return (Row(*found) for found in read(path, name))
+    known = ", ".join((*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES, *TABLE_SUFFIXES))
     raise DataError(f"{path}: files ending in {suffix or 'nothing'!r} are not known; known are {known}")
 
 
