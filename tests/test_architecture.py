@@ -25,6 +25,8 @@ LAYERS = [
     ["doctor", "methods", "template"],
     ["stages"],
     ["console", "pipeline", "display", "arguments"],
+    ["planning"],
+    ["study"],
     ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -593,6 +593,59 @@ def ledger_replay(
 
 
 @app.command(epilog=EPILOG)
+@_answering(resumable=True)
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML study; see studies/ and docs/study.md.")],
+    cells: Annotated[
+        list[str] | None,
+        typer.Option("--cells", metavar="PATTERN", help="Only cells with such names, as in 'gkd-*'. Repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells with what is planned for each, and run none.")
+    ] = False,
+    write_only: Annotated[bool, typer.Option("--write-only", help="Run none; write the pages and tables again.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Carry out a study: methods, students, budgets and seeds, each cell an ordinary run, compared at equal cost.
+
+    Cells that are done are not done again; after an interruption the page says how far the study has come. Exit code 1
+    where a cell failed: the others go on, and the same command tries it again.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(file)):
+        from lmdistill.study import carry_out, load_study, states_of, write_study
+
+        spec = load_study(file)
+    if dry_run:
+        from lmdistill.study.dry import dry_cells
+
+        rows = dry_cells(spec, cells or [], progress)
+        if as_json:
+            _answer(study=spec.name, cells=rows)
+        else:
+            from lmdistill.study.display import cells_table
+
+            _show(cells_table(rows))
+        return
+    try:
+        if not write_only:
+            carry_out(spec, cells or [], progress)
+    finally:
+        files = write_study(spec, file)
+    states = states_of(spec)
+    found = {state: sum(each.state == state for each in states.values()) for state in ("done", "failed", "open")}
+    if as_json:
+        _answer(not found["failed"], **asdict(files), **found)
+    else:
+        _say(", ".join(f"{count} cells {state}" for state, count in found.items() if count))
+        _say(f"page     {files.page}\ntables   {files.markdown}, {files.cells}, {files.latex}")
+    if found["failed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(epilog=EPILOG)
 @_answering()
 def version(as_json: Json = False, debug: Debug = False) -> None:
     """Show versions."""
@@ -639,6 +692,12 @@ def main() -> NoReturn:
 
 def _say(text: str) -> None:
     typer.echo(clean(text, lines=True))
+
+
+def _show(renderable: Any) -> None:
+    from lmdistill import display
+
+    display.show(renderable)
 
 
 def _answer(ok: bool = True, **fields: Any) -> None:
