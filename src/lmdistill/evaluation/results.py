@@ -10,6 +10,7 @@ from lmdistill.evaluation.records import Interval as Interval
 from lmdistill.evaluation.records import Record as Record
 from lmdistill.evaluation.records import Role as Role
 from lmdistill.evaluation.suite_results import SuiteResult
+from lmdistill.evaluation.task_results import EncoderEfficiency, TaskScores, TaskSummary
 
 
 class CalibrationBin(Record):
@@ -146,6 +147,10 @@ class ModelScores(Record):
     responses: dict[str, ResponseScores] = Field(default_factory=dict)
     """By held-out text; empty where the recipe did not ask for answers."""
     efficiency: Efficiency | None = None
+    task: dict[str, TaskScores] = Field(default_factory=dict)
+    """By held-out set, where the recipe has a task; `texts` is empty then."""
+    encoder: EncoderEfficiency | None = None
+    """Size and speed, where the recipe has a task."""
 
 
 TextMetric = Literal["agreement", "forward_kl", "reverse_kl", "log_perplexity", "calibration_error"]
@@ -211,6 +216,8 @@ class Evaluation(Record):
     """Some of the answers to held-out prompts."""
     suites: list[SuiteResult] = Field(default_factory=list)
     """What the recipe's suites found (`evaluation.suites`)."""
+    task: TaskSummary | None = None
+    """Where the recipe has a task: what it is, and the student against the others."""
     confidence: float
     bootstrap_samples: int
     seconds: float
