@@ -158,7 +158,7 @@ class TaskCollator:
         return batch
 
     def _masked(self, ids_BL: Tensor, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Ids with masks, and the ids that stood there (BERT 1810.04805: 80 % masks, 10 % any token, 10 % as it was)."""
+        """Ids with masks, and the ids that stood there (BERT: 80 % masks, 10 % any token, 10 % as it was)."""
         generator = None
         if self.seed is not None:
             first = int.from_bytes(str(rows[0]["row_id"]).encode()[-8:], "big") % 2**31
