@@ -62,30 +62,9 @@ def smollm2_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def tiny_llama_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 4 layers with SmolLM2's tokenizer: for mechanics, it knows nothing."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from small import make_tiny_llama
 
-    from lmdistill.models import load_tokenizer, save_model
-    from lmdistill.recipe import ModelSpec
-
-    tokenizer = load_tokenizer(ModelSpec(model=str(smollm2_gguf), gguf_file=GGUF))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    save_model(LlamaForCausalLM(config), tokenizer, folder)
-    return folder
+    return make_tiny_llama(smollm2_gguf / GGUF, tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 SENTENCES = (

@@ -21,12 +21,22 @@ SMALL = [
     "machine.compile=false",
 ]
 
+RECORDINGS = ROOT / "tests" / "data" / "recordings"
+"""Answers of a real teacher, by the name of the method; `tools/record_answers.py` makes them."""
+
+SMALL_WRITING: dict[str, list[str]] = {
+    "fine_tune_cot": ["generation.seeds.0.limit=8", "generation.ask.samples=2"],
+}
+"""By the name of the method, what makes its questions to the teacher few; the recording answers just these."""
+
 SPEED = "evaluation.speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}"
 
 
 def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -> list[str]:
     """A tiny teacher, a handful of texts, two steps a stage; `speed` says whether speed and memory are measured."""
     plain = load_recipe(recipe)
+    if plain.generation is not None:
+        return _small_generation(plain, tiny, text, speed)
     foreign = any(stage.objective and stage.objective.cross_tokenizer for stage in recipe_stages(plain))
     teacher = foreign_folder(tiny) if foreign else tiny
     overrides = [*SMALL, SPEED if speed else "evaluation.speed=null", f"teacher.model={teacher}"]
@@ -59,6 +69,27 @@ def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -
     return [*overrides, "trajectories.generation.max_new_tokens=4", "trajectories.max_prompts=8"]
 
 
+def _small_generation(plain: Recipe, tiny: Path, text: Path, speed: bool) -> list[str]:
+    """Overrides for a recipe whose teacher answers through an API: its answers come from the method's recording."""
+    assert plain.generation is not None
+    assert plain.api is not None
+    method = plain.method or plain.name
+    overrides = [*SMALL, SPEED if speed else "evaluation.speed=null", "data.max_length=256"]
+    overrides += [
+        f"teacher={{model: {tiny}}}",
+        f"api={{serve: llamacpp, model: {plain.api.model}, recording: {RECORDINGS / f'{method}.jsonl'}}}",
+        f"data.evaluation={{held: {{path: {text}, limit: 12}}}}",
+    ]
+    for number, seeds in enumerate(plain.generation.seeds):
+        if seeds.path is not None and seeds.path.startswith("recipes/"):
+            overrides.append(f"generation.seeds.{number}.path={ROOT / seeds.path}")
+    if plain.student.start == "pretrained":
+        overrides.append(f"student.model={{model: {tiny}}}")
+    if plain.student.depth is not None:
+        overrides.append("student.depth={keep: 2, importance: uniform}")
+    return overrides + SMALL_WRITING.get(method, [])
+
+
 def small(recipe: Path, tiny: Path, text: Path, folder: Path, speed: bool = False) -> Recipe:
     """The small recipe, to be run below `folder`."""
     return load_recipe(recipe, [*small_overrides(recipe, tiny, text, speed), f"runs={folder}", "name=run"])
@@ -74,6 +105,33 @@ def _small_writing(plain: Recipe) -> list[str]:
     if "eval_steps" in plain.training:
         overrides.append("training.eval_steps=1")
     return overrides
+
+
+def make_tiny_llama(gguf: Path, folder: Path) -> Path:
+    """A random Llama of 4 layers with the tokenizer of a GGUF file."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lmdistill.models import load_tokenizer, save_model
+    from lmdistill.recipe import ModelSpec
+
+    tokenizer = load_tokenizer(ModelSpec(model=str(gguf.parent), gguf_file=gguf.name))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
 
 
 def foreign_folder(tiny: Path) -> Path:

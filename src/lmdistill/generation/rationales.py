@@ -4,7 +4,8 @@ Fine-tune-CoT (Ho et al., arXiv 2212.10071) asks in the two steps of zero-shot c
 2205.11916), several times at temperature 0.7, and keeps what ends in the right answer. SCoTD (Li et al., arXiv
 2306.14050) shows demonstrations, and takes about thirty of each question.
 
-Questions are asked in waves. After each, `generation.pass_rate` says whether a further one pays.
+Questions are asked in waves. After each, `generation.pass_rate` says whether a further one pays. The second question of
+zero-shot chain of thought is left out where the first answer states its result.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lmdistill.generation.desk import Desk, asked, chat, failed, filled, sampling_of
-from lmdistill.generation.judging import Spending, final_answer, judge, right_answer
+from lmdistill.generation.judging import Judge, Spending
 from lmdistill.generation.types import Drop, Example, Seed, Verdict
-from lmdistill.recipe import DataGenerationSpec
+from lmdistill.recipe import RationaleSpec
 from lmdistill.teachers.api_types import PROMPT, Answer, Message, Request
 
 STEP_BY_STEP = "{prompt}\n\nLet's think step by step."
@@ -38,6 +39,8 @@ class Rationale:
     answer: str | None
     """The final answer; None where none is found."""
     verdict: Verdict
+    reason: str
+    """Why the verdict is so, in words."""
     answers: tuple[Answer, ...]
     """What the teacher said, from which it was read."""
 
@@ -80,20 +83,22 @@ def kept_rationales(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Rationale | D
     Asking ends at `ask.samples` a question, where further ones solve no further questions, or enough are kept.
     """
     spec = desk.spec.rationales
+    most = spec.per_seed or desk.spec.ask.samples
     kept: dict[str, list[Rationale]] = {seed.id: [] for seed in seeds}
-    for found in rationales(desk, seeds, lambda seed: len(kept[seed.id]) >= (spec.per_seed or desk.spec.ask.samples)):
+    for found in rationales(desk, seeds, lambda seed: len(kept[seed.id]) >= most):
         if isinstance(found, Drop):
             yield found
             continue
-        why = _why_not(desk.spec, found, kept[found.seed.id])
-        if why is None and spec.per_seed is not None and len(kept[found.seed.id]) >= spec.per_seed:
-            why = ("enough", f"{spec.per_seed} rationales of this question are kept already", None)
-        if why is not None:
+        others = kept[found.seed.id]
+        why = _why_not(spec, found, others)
+        if why is None and len(others) >= most:
+            why = ("enough", f"{most} rationales of this question are kept already", None)
+        if why is None:
+            others.append(found)
+            yield found
+        else:
             by, reason, matched = why
             yield Drop(found.example(desk, *written(spec.form, found)), by=by, reason=reason, matched=matched)
-            continue
-        kept[found.seed.id].append(found)
-        yield found
 
 
 def rationales(
@@ -103,21 +108,20 @@ def rationales(
     most, wave = desk.spec.ask.samples, desk.spec.rationales.wave
     spending = Spending((seed.id for seed in seeds), desk.spec.pass_rate)
     wanted = list(seeds)
-    for first in range(0, most, wave):
-        for found in _wave(desk, wanted, range(first, min(most, first + wave))):
-            if isinstance(found, Rationale):
-                spending.add(found.seed.id, found.verdict)
-            else:
-                spending.add(found.example.seed, "unverifiable")
-            yield found
-        wanted = [seed for seed in wanted if not enough(seed)]
-        decision = spending.decide()
-        if first + wave < most and not decision.go_on:
-            desk.progress.note(f"no further rationales are asked for: {decision.reason}")
-            return
+    with Judge(desk.spec.verify) as judge:
+        for first in range(0, most, wave):
+            for found in _wave(desk, judge, wanted, range(first, min(most, first + wave))):
+                rationale = isinstance(found, Rationale)
+                spending.add(*((found.seed.id, found.verdict) if rationale else (found.example.seed, "unverifiable")))
+                yield found
+            wanted = [seed for seed in wanted if not enough(seed)]
+            decision = spending.decide()
+            if first + wave < most and not decision.go_on:
+                desk.progress.note(f"no further rationales are asked for: {decision.reason}")
+                return
 
 
-def _wave(desk: Desk, seeds: Sequence[Seed], samples: range) -> Iterator[Rationale | Drop]:
+def _wave(desk: Desk, judge: Judge, seeds: Sequence[Seed], samples: range) -> Iterator[Rationale | Drop]:
     """Some rationales of each question."""
     zero_shot = desk.spec.rationales.prompting == "zero_shot"
     pairs = [(seed, _first_request(desk, seed, sample)) for seed in seeds for sample in samples]
@@ -125,21 +129,26 @@ def _wave(desk: Desk, seeds: Sequence[Seed], samples: range) -> Iterator[Rationa
     for seed, request, answer in asked(desk, pairs):
         if not answer.good or answer.text is None or not answer.text.strip():
             yield failed(seed, answer, desk, "rationale")
-        elif zero_shot:
+        elif zero_shot and judge.stated_answer(answer.text) is None:
             good.append((seed, request, answer))
         else:
-            steps, text = without_answer(answer.text.strip()), final_answer(answer.text, desk.spec.verify)
-            yield Rationale(seed, request.sample, steps, text, judge(seed, text, desk.spec.verify), (answer,))
-    if not zero_shot:
-        return
+            yield _rationale(judge, seed, request.sample, answer.text, answer.text, (answer,))
     second = [(seed, _second_request(desk, request, answer)) for seed, request, answer in good]
     for (seed, request, first), (_, _, answer) in zip(good, asked(desk, second), strict=True):
         if not answer.good or answer.text is None:
             yield failed(seed, replace(answer, request=request), desk, "rationale")
             continue
-        text = final_answer(f"{desk.spec.rationales.answer_cue} {answer.text.strip()}", desk.spec.verify)
-        assert first.text is not None
-        yield Rationale(seed, request.sample, without_answer(first.text.strip()), text, judge(seed, text, desk.spec.verify), (first, answer))
+        cue = f"{desk.spec.rationales.answer_cue} {answer.text.strip()}"
+        yield _rationale(judge, seed, request.sample, first.text or "", cue, (first, answer))
+
+
+def _rationale(
+    judge: Judge, seed: Seed, sample: int, text: str, concluding: str, answers: tuple[Answer, ...]
+) -> Rationale:
+    """A rationale, and what its conclusion is worth."""
+    final = judge.final_answer(concluding)
+    checked = judge.verdict(seed, final)
+    return Rationale(seed, sample, without_answer(text.strip()), final, checked.verdict, checked.reason, answers)
 
 
 def _first_request(desk: Desk, seed: Seed, sample: int) -> Request:
@@ -185,16 +194,14 @@ def likeness(one: str, other: str) -> float:
 
 
 def _why_not(
-    spec: DataGenerationSpec, found: Rationale, kept: Sequence[Rationale]
+    spec: RationaleSpec, found: Rationale, kept: Sequence[Rationale]
 ) -> tuple[str, str, str | None] | None:
     """Which check leaves a rationale out, why, and the rationale that it is like; None where it stays."""
-    if spec.rationales.keep == "correct" and found.answer is None:
-        return "verify", "no final answer is found in it", None
-    if spec.rationales.keep == "correct" and found.verdict == "incorrect":
-        return "verify", f"the answer is {found.answer!r}, not {right_answer(found.seed, spec.verify)!r}", None
+    if spec.keep == "correct" and (found.answer is None or found.verdict == "incorrect"):
+        return "verify", found.reason, None
     for other in kept:
         alike = likeness(found.text, other.text)
-        if alike >= spec.rationales.likeness:
-            reason = f"{alike:.2f} of its words are those of another, the limit is {spec.rationales.likeness:g}"
+        if alike >= spec.likeness:
+            reason = f"{alike:.2f} of its words are those of another, the limit is {spec.likeness:g}"
             return "likeness", reason, f"{other.seed.id}-{other.sample}"
     return None

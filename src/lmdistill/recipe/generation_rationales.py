@@ -14,14 +14,15 @@ class RationaleSpec(Section):
     asked for one question."""
 
     prompting: Literal["zero_shot", "demonstrations"] = "zero_shot"
-    """`zero_shot`: two questions, "Let's think step by step" and then `answer_cue` (2205.11916); `demonstrations`: one,
+    """`zero_shot`: two questions, "Let's think step by step" and, where the first answer does not state its result,
+    `answer_cue` (2205.11916); `demonstrations`: one,
     whose answer ends as those of `ask.demonstrations` do."""
     completions: bool = False
     """Plain text to be continued ("Q: ... A: Let's think step by step."), as published, in place of turns of a chat; for
     servers of models that are no assistants."""
     answer_cue: str = "Therefore, the answer is"
     """What follows the rationale in the second question of `zero_shot`."""
-    answer_tokens: Count = 24
+    answer_tokens: Count = 48
     """Most tokens of the answer to the second question."""
     wave: Count = 2
     """Rationales that are asked of each question at a time; after each wave `generation.pass_rate` says whether a further
