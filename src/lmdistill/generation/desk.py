@@ -17,7 +17,7 @@ from lmdistill.errors import RecipeError
 from lmdistill.generation.types import Drop, Example, Provenance, Seed, Verdict
 from lmdistill.progress import Progress
 from lmdistill.recipe import AskSpec, DataGenerationSpec
-from lmdistill.teachers.api_types import Answer, Message, Request, Sampling
+from lmdistill.teachers.api_types import PROMPT, Answer, Message, Request, Sampling
 
 
 class Asker(Protocol):
@@ -109,7 +109,11 @@ def sampling_of(spec: AskSpec, seed: int) -> Sampling:
 
 
 def chat(spec: AskSpec, text: str) -> tuple[Message, ...]:
-    """The turns of one question: system message, demonstrations, the text."""
+    """The turns of one question: system message, demonstrations, the text; or all of it as one text to be continued."""
+    if spec.endpoint == "completions":
+        parts = [spec.system] if spec.system else []
+        parts += [f"{question}\n{answer}" for question, answer in spec.demonstrations]
+        return (Message(PROMPT, "\n\n".join([*parts, text])),)
     turns = [] if spec.system is None else [Message("system", spec.system)]
     for question, answer in spec.demonstrations:
         turns += [Message("user", question), Message("assistant", answer)]

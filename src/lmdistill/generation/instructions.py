@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmdistill.generation.checks.likeness import NoveltyCheck
@@ -111,11 +111,19 @@ def examples_for(spec: InstructionsSpec, seeds: Sequence[str], made: Sequence[st
     return shown
 
 
-def question(desk: Desk, text: str, tag: str, *, sample: int = 0, schema: Mapping[str, Any] | None = None) -> Request:
-    """A request with the recipe's sampling."""
-    return Request(
-        chat(desk.spec.ask, text), sampling_of(desk.spec.ask, desk.seed), sample=sample, schema=schema, tag=tag
-    )
+def question(
+    desk: Desk,
+    text: str,
+    tag: str,
+    *,
+    sample: int = 0,
+    schema: Mapping[str, Any] | None = None,
+    stop: tuple[str, ...] = (),
+) -> Request:
+    """A request with the recipe's sampling; `stop` ends the answer beside what the recipe names."""
+    sampling = sampling_of(desk.spec.ask, desk.seed)
+    sampling = replace(sampling, stop=(*sampling.stop, *stop))
+    return Request(chat(desk.spec.ask, text), sampling, sample=sample, schema=schema, tag=tag)
 
 
 def numbered(text: str) -> list[str]:

@@ -57,7 +57,14 @@ def make_self_instruct(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Example | 
         shown = [examples_for(spec, human, made, draws) for _ in range(size)]
         first = wanted.asked - size
         requests = [
-            question(desk, series(each, spec.per_request), f"tasks-{first + place}") for place, each in enumerate(shown)
+            question(
+                desk,
+                series(each, spec.per_request),
+                f"tasks-{first + place}",
+                sample=first + place,
+                stop=(f"\n{len(each) + spec.per_request + 1}.",),
+            )
+            for place, each in enumerate(shown)
         ]
         fresh: list[Found] = []
         for each, answer in zip(shown, desk.ask(requests), strict=True):
@@ -94,11 +101,14 @@ def series(shown: Sequence[str], more: int) -> str:
 
 def _instances(desk: Desk, tasks: Sequence[Found]) -> Iterator[Example | Drop]:
     """An instance of each task, made in the way that its kind asks for."""
-    kinds = [question(desk, _CLASSIFY.replace("{task}", each.instruction.text), "kind") for each in tasks]
+    kinds = [question(desk, _CLASSIFY.replace("{task}", each.instruction.text), "kind", stop=("\n",)) for each in tasks]
     choosing = [answer.good and (answer.text or "").strip().lower().startswith("yes") for answer in desk.ask(kinds)]
     forms = [
         question(
-            desk, (_OUTPUT_FIRST if chooses else _INPUT_FIRST).replace("{task}", each.instruction.text), "instance"
+            desk,
+            (_OUTPUT_FIRST if chooses else _INPUT_FIRST).replace("{task}", each.instruction.text),
+            "instance",
+            stop=("\nTask:",),
         )
         for each, chooses in zip(tasks, choosing, strict=True)
     ]

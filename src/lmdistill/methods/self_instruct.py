@@ -16,7 +16,7 @@ METHOD = Method(
     ),
     formula="L = -sum_t log q(y_t | y_<t, x),   y = the output that the teacher wrote for its own task x",
     fragment={
-        "generation": {"maker": "self_instruct", "ask": {"temperature": 0.7}, "instructions": {"per_request": 8}},
+        "generation": {"maker": "self_instruct", "ask": {"temperature": 0.7, "endpoint": "completions"}, "instructions": {"per_request": 8}},
         "data": {"train": [{"path": "generated"}]},
         "objective": {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}},
     },
@@ -25,6 +25,7 @@ METHOD = Method(
         "student": {"depth": {"keep": 16}},
     },
     notes=(
+        "Lists are continued as text (ask.endpoint: completions), as published; a chat model takes endpoint: chat.",
         (
             "175 seeds in the paper; a request shows 6 of them and 2 tasks of the model's own. New tasks "
             "need ROUGE-L below 0.7 to all others."

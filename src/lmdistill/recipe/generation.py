@@ -13,8 +13,8 @@ from lmdistill.recipe.generation_instructions import (
     EntitiesSpec,
     EvolveSpec,
     InstructionsSpec,
-    ReflectSpec,
     RefineSpec,
+    ReflectSpec,
 )
 from lmdistill.recipe.generation_preferences import PreferenceSpec
 from lmdistill.recipe.generation_rationales import (
@@ -26,8 +26,7 @@ from lmdistill.recipe.generation_rationales import (
     SocraticSpec,
     TriplesSpec,
 )
-from lmdistill.recipe.generation_verify import VerifySpec
-from lmdistill.recipe.generation_verify import PassRateSpec, VerifySpec
+from lmdistill.recipe.generation_verify import PassRateSpec, PuzzleSpec, VerifySpec
 
 MakerName = Literal[
     "answers",
@@ -56,6 +55,8 @@ class SeedSpec(Section):
 
     path: str | None = None
     """A file, folder or data set, as in `data.train`."""
+    puzzles: PuzzleSpec | None = None
+    """Puzzles and word problems of reasoning-gym, in place of a file: their verifiers check the answers."""
     prompt: str = "prompt"
     """Column of the question, or a template with columns in braces: `{passage}\\n\\nQuestion: {question}?`."""
     answer: str | None = "answer"
@@ -74,8 +75,10 @@ class SeedSpec(Section):
 
     @model_validator(mode="after")
     def _whence(self) -> SeedSpec:
-        if self.path is None:
-            raise ValueError("seeds come from nowhere: set path")
+        if (self.path is None) == (self.puzzles is None):
+            raise ValueError("seeds come from one place: set path, or puzzles")
+        if self.puzzles is not None and self.part != "all":
+            raise ValueError("puzzles are not split: give training and evaluation different puzzles.seed")
         return self
 
 
@@ -92,6 +95,9 @@ class AskSpec(Section):
     """Independent answers to each question."""
     stop: list[str] = Field(default_factory=list)
     """Texts at which an answer ends."""
+    endpoint: Literal["chat", "completions"] = "chat"
+    """`chat` sends messages, to which a server applies the model's template; `completions` sends one text to be
+    continued, for models that were not trained to follow instructions."""
     system: str | None = None
     """System message of every request."""
     template: str | None = None
@@ -117,8 +123,6 @@ class DataGenerationSpec(Section):
     """Where it starts."""
     ask: AskSpec = Field(default_factory=AskSpec)
     """How the teacher is asked."""
-    verify: VerifySpec = Field(default_factory=VerifySpec)
-    """What the final answer of a response is, and when it is right."""
     pass_rate: PassRateSpec = Field(default_factory=PassRateSpec)
     """When makers that ask for several answers to each question (`ask.samples` at most) stop before they have them."""
     verify: VerifySpec | None = None

@@ -28,6 +28,7 @@ from lmdistill.generation.desk import Desk, filled
 from lmdistill.generation.filters import apply_filters
 from lmdistill.generation.makers import ASKS_THE_STUDENT, MAKERS
 from lmdistill.generation.preferences import mine_pairs
+from lmdistill.generation.puzzles import make_puzzles
 from lmdistill.generation.types import Drop, Example, Seed, Verdict, make_id
 from lmdistill.generation.verify import Verifier
 from lmdistill.io import write_json, write_lines, write_text
@@ -150,6 +151,8 @@ def read_seeds(context: Context) -> list[Seed]:
 
 def _seeds_of(context: Context, spec: SeedSpec, place: int) -> list[Seed]:
     """The seeds of one source."""
+    if spec.puzzles is not None:
+        return make_puzzles(spec.puzzles)[: spec.limit]
     assert spec.path is not None
     source = SourceSpec(path=spec.path, split=spec.split, subset=spec.subset)
     seeds = []
