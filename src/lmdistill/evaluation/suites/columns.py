@@ -50,7 +50,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class _OneSeed:
+class OneSeed:
     """What columns of one seed share."""
 
     @property
@@ -69,7 +69,7 @@ class _OneSeed:
 
 
 @dataclass(frozen=True)
-class MacroF1(_OneSeed):
+class MacroF1(OneSeed):
     """The mean of the classes' F1, every class alike; classes are those that occur among the gold labels."""
 
     gold_I: NDArray[np.int64]
@@ -90,7 +90,7 @@ class MacroF1(_OneSeed):
 
 
 @dataclass(frozen=True)
-class CalibrationError(_OneSeed):
+class CalibrationError(OneSeed):
     """Expected calibration error: mean over items of |confidence - accuracy| of their bins of equal width."""
 
     confidence_I: Floats
@@ -107,7 +107,7 @@ class CalibrationError(_OneSeed):
 
 
 @dataclass(frozen=True)
-class Gap(_OneSeed):
+class Gap(OneSeed):
     """The mean over some items minus the mean over the others."""
 
     sums_I: Floats

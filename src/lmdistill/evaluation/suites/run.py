@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmdistill.evaluation.suite_results import SuiteName, SuiteResult
-from lmdistill.evaluation.suites import calibration, robustness, tasks
+from lmdistill.evaluation.suites import calibration, reasoning, robustness, tasks
 from lmdistill.evaluation.suites.summarise import summarise
 from lmdistill.evaluation.suites.types import Bench, Suite
 from lmdistill.recipe import SuitesSpec
@@ -18,8 +18,9 @@ SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
         tasks.SUITE,
-        calibration.SUITE,
+        reasoning.SUITE,
         robustness.SUITE,
+        calibration.SUITE,
     )
 }
 
