@@ -38,6 +38,7 @@ from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
 from lmdistill.signals.manifest import MANIFEST, read_manifest
 from lmdistill.signals.sources import check_source, source_of, store_folder
 from lmdistill.students.plan import planned_config
+from lmdistill.tasks.checks import check_length, check_models, check_rows
 from lmdistill.teachers import ServedTeacher, served_bias
 from lmdistill.teachers.coverage import coverage
 from lmdistill.training.arguments import DEFAULTS, training_arguments
@@ -94,7 +95,7 @@ class Diagnosis(BaseModel):
         checks = {found.check for found in errors}
         if "tokenizer" in checks:
             raise TokenizerMismatch(text)
-        raise (ModelError if checks & {"teacher", "student"} else RecipeError)(text)
+        raise (ModelError if checks & {"teacher", "student", "task_models"} else RecipeError)(text)
 
 
 def examine(recipe: Recipe, *, progress: Progress | None = None) -> Diagnosis:
@@ -138,6 +139,8 @@ class _Doctor:
             self._memory,
             self._disk,
         ]
+        if recipe.task is not None:
+            self.checks = [self._task_models, self._task_rows, self._training, self._precision, self._licence]
 
     def say(self, check: str, severity: Severity, message: str, fix: str = "") -> None:
         """Record a finding."""
@@ -167,6 +170,18 @@ class _Doctor:
         self.student_config = planned_config(self.recipe.student, self.teacher_config)
         count, whole = _parameters(self.student_config), _parameters(self.teacher_config)
         self.say("student", "ok", f"{_short(count)} parameters, {count / whole:.0%} of the teacher's")
+
+    def _task_models(self) -> None:
+        for name, line in zip(("teacher", "student"), check_models(self.recipe), strict=True):
+            self.say(name, "ok", line)
+        check_length(self.recipe)
+
+    def _task_rows(self) -> None:
+        count = check_rows(self.recipe)
+        self.say("data", "ok", f"the first rows of {count} sources have the task's columns")
+        if not self.recipe.data.evaluation:
+            fix = "Add data.evaluation, best with rows from another source too."
+            self.say("data", "warning", "no held-out rows: nothing can be said about what was kept.", fix)
 
     def _tokenizer(self) -> None:
         spec = self.recipe.student

@@ -55,6 +55,7 @@ from lmdistill.stages.prepare import (
 from lmdistill.stages.select import select_documents
 from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
 from lmdistill.stages.student_writer import StudentAtWork
+from lmdistill.stages.task_run import run_task
 from lmdistill.stages.train import Trained, carry_out, carry_out_part
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
@@ -94,6 +95,9 @@ def run_recipe(recipe: Recipe, *, progress: Progress | None = None) -> RunResult
     """
     with _opened(recipe, progress or Progress()) as context:
         _diagnose(context)
+        if recipe.task is not None:
+            done = run_task(context)
+            return _reported(context, done.order, done.skipped, done.steps)
         work = _Work(sources=read_sources(context), stages=recipe_stages(recipe))
         student = _student(context, work)
         trained = _train(context, work, student, "student", work.stages)
@@ -338,7 +342,12 @@ def _evaluate(context: Context, work: _Work, student: Student, results: dict[Rol
 def _write_up(context: Context, work: _Work, steps: int) -> RunResult:
     heldout = {name: work.sources.reports[name] for name in work.heldout}
     write_data_report(context, work.reports, heldout, work.sources)
-    context.write_accounting(work.order, work.skipped)
+    return _reported(context, work.order, work.skipped, steps)
+
+
+def _reported(context: Context, order: list[str], skipped: set[str], steps: int) -> RunResult:
+    """What a run cost, its report, and the student's card."""
+    context.write_accounting(order, skipped)
     with context.progress.stage("report"):
         report = write_report(context.folder.path)
         write_text(context.folder.file("student") / "README.md", student_card(context.folder.path))

@@ -25,7 +25,9 @@ from lmdistill.recipe.teaching import TeachingSpec
 from lmdistill.recipe.trajectories import TrajectoriesSpec
 
 # What the pipeline calls its own stages and records in a run folder.
-_OWN_STAGES = re.compile(r"(doctor|student|evaluate|report|none|sft)|(data|generate|save|label|select|none|sft)-.*")
+_OWN_STAGES = re.compile(
+    r"(doctor|student|teacher|evaluate|report|none|sft)|(data|generate|save|label|select|teacher|none|sft)-.*"
+)
 
 
 REMOTE = "api:"
