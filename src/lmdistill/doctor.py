@@ -208,7 +208,24 @@ class _Doctor:
         else:
             self.say("tokenizer", "ok", f"the same ids for {len(PROBES)} probes and all special tokens")
         if self.teacher_tokenizer.chat_template != student.chat_template:
-            self.say("chat template", "warning", "teacher's and student's differ: chat rows use the student's")
+            self._templates(any(found.cross_tokenizer is not None for found in objectives))
+        elif self.recipe.teaching.template == "teacher":
+            self.say("chat template", "note", "teacher's and student's are the same: teaching.template changes nothing")
+
+    def _templates(self, aligned: bool) -> None:
+        """Teacher and student have different chat templates."""
+        if self.recipe.teaching.template == "teacher":
+            self.say("chat template", "ok", "teacher's and student's differ: each reads conversations under its own")
+        elif aligned:
+            self.say("chat template", "ok", "teacher's and student's differ: headers are translated with the text")
+        else:
+            self.say(
+                "chat template",
+                "warning",
+                "teacher's and student's differ: in chat rows the teacher too reads the student's, which it has not "
+                "learnt.",
+                "Set teaching.template: teacher.",
+            )
 
     def _vocabulary(self) -> None:
         for name, config, tokenizer in (

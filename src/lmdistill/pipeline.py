@@ -225,6 +225,9 @@ def _text_and_signals(context: Context, work: _Work, student: Student, stage: St
     """The text of a stage, and the store of the teacher's signals where it is kept on disk."""
     dataset = _stage_dataset(context, work, student.tokenizer, stage)
     objective = stage.objective or context.recipe.objective
+    if context.recipe.teaching.template == "teacher" and stage.trajectories and not stage.trajectories.on_policy:
+        documents, _ = _documents(context, work, stage)
+        return {"dataset": dataset, "documents": {document.id: document for document in documents}}
     if context.recipe.signals.kind == "live" or not objective.needs_teacher:
         return {"dataset": dataset}
     labelled = _labelled(context, work, student.tokenizer, stage, student.folder)

@@ -46,18 +46,20 @@ def prompt_rows(
     *,
     add_eos: bool = True,
     context: str | None = None,
+    teacher: RowEncoder | None = None,
 ) -> list[PromptRow]:
     """Prompts and answers of documents, in order.
 
     `context` is what the teacher reads in place of a prompt, with `{prompt}` and `{context}` in it; documents without a
-    context keep their prompt. An answer is cut at `spec.max_new_tokens`. Raises DataError.
+    context keep their prompt. `teacher` encodes what it reads, where its chat template is not the student's. An answer
+    is cut at `spec.max_new_tokens`. Raises DataError.
     """
     encoder = RowEncoder(tokenizer, add_eos=add_eos)
     rows = [_row(document, row, encoder, spec) for document, row in _encoded(documents, encoder)]
-    if context is None:
+    if context is None and teacher is None:
         return rows
     return [
-        row if document.context is None else replace(row, context_ids=_privileged(document, row, encoder, context))
+        replace(row, context_ids=_read_by_teacher(document, row, teacher or encoder, context))
         for document, row in zip(documents, rows, strict=True)
     ]
 
@@ -120,6 +122,14 @@ def _row(document: Document, row: EncodedRow, encoder: RowEncoder, spec: Generat
     # What the template writes behind the end marker is never trained and no model has to write it.
     end = len(ids) - int(row.trained_L[::-1].argmax())
     return PromptRow(ids[:border], ids[border:end][: spec.max_new_tokens], document.id, document.teacher)
+
+
+def _read_by_teacher(document: Document, row: PromptRow, encoder: RowEncoder, context: str | None) -> list[int]:
+    """What the teacher reads in place of the prompt; nothing where that is the prompt."""
+    if context is not None and document.context is not None:
+        return _privileged(document, row, encoder, context)
+    ids = row.prompt_ids if document.text is not None else encoder.prompt(document, 0)
+    return [] if ids == row.prompt_ids else ids
 
 
 def _privileged(document: Document, row: PromptRow, encoder: RowEncoder, template: str) -> list[int]:

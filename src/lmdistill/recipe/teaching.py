@@ -41,6 +41,10 @@ class TeachingSpec(Section):
     context: str | None = None
     """What the teacher reads in place of the prompt, with `{prompt}` and `{context}` in it: the demonstration, solution
     or feedback in the column `context` of the data. Absent: it reads what the student reads."""
+    template: Literal["student", "teacher"] = "student"
+    """Whose chat template the teacher reads conversations and prompts under, where the student (`start: pretrained`) is
+    of the same tokenizer with another template. Of a token that the templates do not share, such as another end marker,
+    the teacher does not speak."""
 
     @model_validator(mode="after")
     def _check(self) -> TeachingSpec:

@@ -18,6 +18,7 @@ from lmdistill.recipe.generation import DataGenerationSpec
 from lmdistill.recipe.hints import PruneWhileSpec, UnfreezeSpec
 from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import ObjectiveSpec
+from lmdistill.recipe.own_template import check_own_template
 from lmdistill.recipe.signals import SignalSpec
 from lmdistill.recipe.student import StudentSpec
 from lmdistill.recipe.task import TaskSpec, check_task
@@ -195,6 +196,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _teaching(self) -> Recipe:
         _check_teaching(self)
+        check_own_template(self, recipe_stages(self))
         return self
 
     @property

@@ -11,22 +11,25 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from lmdistill.data import Collator, row_of
+from lmdistill.data import Collator, Document, RowEncoder, row_of
 from lmdistill.errors import RecipeError
 from lmdistill.models import load_config
 from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
 from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context
+from lmdistill.stages.prepare import teacher_encoder
 from lmdistill.stages.rollouts import journal_of, rewards_of, trajectories_of
 from lmdistill.stages.student import Student
 from lmdistill.stages.teaching import AlignedTeacher, context_length, live_teacher, start_of
 from lmdistill.teachers import SelfTeacher, Teacher
+from lmdistill.teachers.columns import unsaid_of
 from lmdistill.training.adversary import Adversary
 from lmdistill.training.companions import Companion, Companions, KeptJournal, KeptTexts
 from lmdistill.training.discriminator import Discriminator
 from lmdistill.training.objective import Objective
 from lmdistill.training.policy import Policy
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
+from lmdistill.training.templates import TemplateCollator
 from lmdistill.training.windows import Windows
 from lmdistill.trajectories.journal import Journal
 from lmdistill.trajectories.window import Trajectories
@@ -43,6 +46,8 @@ class Job:
     heldout: Mapping[str, Dataset]
     trajectories: TrajectoriesSpec = field(default_factory=TrajectoriesSpec)
     """Whose text it is; the data set holds prompts where the student writes."""
+    documents: Mapping[str, Document] | None = None
+    """The data set's documents by their ids, where the teacher reads them under its own chat template."""
     signals: Path | None = None
     """The store that the teacher's signals come from; the teacher is asked live where absent."""
     seconds: float | None = None
@@ -75,13 +80,17 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
         texts = trajectories_of(
             context, job.trajectories, job.objective, job.dataset, student.tokenizer, model, job.name, journal
         )
-    collator: Callable[[Any], Any] = as_prompts if texts is not None else _collator(job)
+    collator: Callable[[Any], Any] = as_prompts if texts is not None else _collator(context, student, job)
     teacher = _teacher(context, student, job, model, collator)
     objective = _objective(context, student, job, model, teacher, mixed)
     windows = None
     if texts is not None:
-        contexts = context.recipe.teaching.context is not None
-        windows = Windows(texts, objective, contexts=contexts, longest=_teacher_context(context, model))
+        teaching, unsaid = context.recipe.teaching, None
+        if teaching.template == "teacher":
+            unsaid = unsaid_of(*_encoders(context, student))
+        contexts = teaching.context is not None or unsaid is not None
+        longest = _teacher_context(context, model)
+        windows = Windows(texts, objective, contexts=contexts, longest=longest, unsaid=unsaid)
     moving = teacher if isinstance(teacher, SelfTeacher) else None
     held: list[Companion] = [KeptTexts(texts)] if texts is not None else []
     held += [KeptJournal(journal)] if journal is not None else []
@@ -106,8 +115,18 @@ def as_prompts(rows: list[dict[str, Any]]) -> Any:
     return [row_of(row) for row in rows]
 
 
-def _collator(job: Job) -> Collator | SignalCollator:
-    """Batches of text, with the stored signals where the job has a store."""
+def _encoders(context: Context, student: Student) -> tuple[RowEncoder, RowEncoder]:
+    """What encodes conversations as the student and as the teacher reads them."""
+    theirs = teacher_encoder(context)
+    assert theirs is not None
+    return RowEncoder(student.tokenizer, add_eos=context.recipe.data.add_eos), theirs
+
+
+def _collator(context: Context, student: Student, job: Job) -> Collator | SignalCollator | TemplateCollator:
+    """Batches of text, with the stored signals where the job has a store, and what the teacher reads."""
+    if job.documents is not None and job.objective.needs_teacher:
+        longest = context_length(load_config(context.recipe.teacher))
+        return TemplateCollator(job.documents, *_encoders(context, student), longest)
     if job.signals is None or not job.objective.needs_teacher:
         return Collator()
     store = SignalStore(job.signals)

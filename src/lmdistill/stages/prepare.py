@@ -16,6 +16,7 @@ from lmdistill.data import (
     DataReport,
     Document,
     EncodedRow,
+    RowEncoder,
     build_dataset,
     build_from_rows,
     contamination,
@@ -154,6 +155,7 @@ def prompts_dataset(
         spec,
         add_eos=recipe.data.add_eos,
         context=recipe.teaching.context,
+        teacher=teacher_encoder(context),
     )
     lengths = [max(len(row.prompt_ids), len(row.context_ids)) for row in rows]
     rows = [rows[place] for place in _fitting(context, lengths, stage)]
@@ -168,6 +170,13 @@ def prompts_dataset(
     report.trained_tokens = sum(len(row.answer_ids) for row in rows)
     report.fingerprint = fingerprint(dataset)
     return dataset
+
+
+def teacher_encoder(context: Context) -> RowEncoder | None:
+    """What encodes conversations as the teacher reads them, where that is not as the student does."""
+    if context.recipe.teaching.template == "student":
+        return None
+    return RowEncoder(context.teacher_tokenizer(), add_eos=context.recipe.data.add_eos)
 
 
 def _fitting(context: Context, lengths: list[int], stage: StageSpec) -> list[int]:

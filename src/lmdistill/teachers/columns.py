@@ -32,6 +32,26 @@ class Retold:
     """For each token of the student's row, the token of `ids` that predicts the same next one; -1 for none."""
 
 
+@dataclass(frozen=True)
+class Unsaid:
+    """Of which tokens of an answer a teacher under another chat template does not speak."""
+
+    first: bool = False
+    """Of the first, which its template would join with the white space before it."""
+    ends: frozenset[int] = frozenset()
+    """Of the student's end marker, where its own is another."""
+
+    def leave_out(self, told: Retold, ids: Sequence[int], prompt_tokens: int) -> Retold:
+        """A row of a prompt and an answer without the places that predict these tokens."""
+        places = list(told.places)
+        if self.first and prompt_tokens > 0:
+            places[prompt_tokens - 1] = -1
+        for place, following in enumerate(ids[1:]):
+            if following in self.ends:
+                places[place] = -1
+        return Retold(told.ids, places)
+
+
 def with_context(ids: Sequence[int], prompt_tokens: int, context_ids: Sequence[int]) -> Retold:
     """A row whose first `prompt_tokens` tokens, the prompt, are `context_ids` for the teacher.
 
@@ -94,15 +114,18 @@ def context_columns(
     *,
     pad_id: int = 0,
     max_length: int | None = None,
+    unsaid: Unsaid | None = None,
 ) -> dict[str, torch.Tensor]:
     """`teacher_columns` for a batch of one text a row: what the teacher reads in place of each prompt.
 
-    An empty context stands for the prompt itself. Raises what `teacher_columns` raises.
+    An empty context stands for the prompt itself. `unsaid`: the contexts are of another chat template, and of these
+    tokens the teacher does not speak. Raises what `teacher_columns` raises.
     """
     retold = []
     for rows, prompt, context in zip(packed_rows(batch["position_ids"]), prompt_tokens, contexts, strict=True):
         ids = batch["input_ids"][rows[0].batch_row, rows[0].first : rows[0].end].tolist()
-        retold.append([with_context(ids, prompt, context) if len(context) else None])
+        told = with_context(ids, prompt, context) if len(context) else None
+        retold.append([told if told is None or unsaid is None else unsaid.leave_out(told, ids, prompt)])
     return teacher_columns(batch, retold, pad_id=pad_id, max_length=max_length)
 
 
@@ -156,6 +179,15 @@ def retemplate(document: Document, student: RowEncoder, teacher: RowEncoder) -> 
             if before >= 0 and there >= 0:
                 places[before] = there
     return row, Retold(other_ids, places)
+
+
+def unsaid_of(student: RowEncoder, teacher: RowEncoder) -> Unsaid:
+    """What two chat templates do not share of an answer, found on a conversation of one."""
+    document = Document(prompt="Which city is it?", response="Paris is the city.", origin="chat templates")
+    row, retold = retemplate(document, student, teacher)
+    answer = _runs(row)[-1]
+    said = [retold.places[place - 1] >= 0 for place in range(answer.start, answer.stop)]
+    return Unsaid(first=not said[0], ends=frozenset() if said[-1] else frozenset({int(row.ids_L[answer.stop - 1])}))
 
 
 def _runs(row: EncodedRow) -> list[slice]:

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from lmdistill.data import PromptRow
-from lmdistill.teachers.columns import context_columns
+from lmdistill.teachers.columns import Unsaid, context_columns
 from lmdistill.training.groups import COUNTS, count_tokens
 from lmdistill.training.objective import PAIRS, PROGRESS, Objective
 from lmdistill.training.pairs import pairs_of
@@ -24,13 +24,21 @@ class Windows:
     """Lets the texts of a window be written, puts beside them what the objective needs of the whole window."""
 
     def __init__(
-        self, trajectories: Trajectories, objective: Objective, *, contexts: bool, longest: int | None = None
+        self,
+        trajectories: Trajectories,
+        objective: Objective,
+        *,
+        contexts: bool,
+        longest: int | None = None,
+        unsaid: Unsaid | None = None,
     ) -> None:
-        """`contexts`: the teacher reads each prompt's context in its place; `longest` is the teacher's own limit."""
+        """`contexts`: the teacher reads each prompt's context in its place; `longest` is the teacher's own limit;
+        `unsaid` what it does not speak of, where the contexts are of its own chat template."""
         self.trajectories = trajectories
         self.objective = objective
         self.contexts = contexts
         self.longest = longest
+        self.unsaid = unsaid
 
     def __call__(
         self,
@@ -57,7 +65,8 @@ class Windows:
         if not self.contexts or not any(batch.get("contexts", ())):
             return batch
         lengths = [len(prompt) for prompt in batch["prompts"]]
-        return {**batch, **context_columns(batch, lengths, batch["contexts"], max_length=self.longest)}
+        columns = context_columns(batch, lengths, batch["contexts"], max_length=self.longest, unsaid=self.unsaid)
+        return {**batch, **columns}
 
 
 class WindowSampler(Sampler[int]):
