@@ -593,6 +593,56 @@ def ledger_replay(
 
 
 @app.command(epilog=EPILOG)
+@_answering()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also on this device: t4, l4, l40s, a100, h100, h200, b200, ...")
+    ] = None,
+    hardware_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON list of devices of your own; see docs/accounting.md.")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Share of the device's peak that is reached.")
+    ] = 0.35,
+    price: Annotated[float | None, typer.Option(min=0.0, metavar="USD", help="Price of an hour of the device.")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(min=1.0, metavar="N", help="Also with so many training tokens, as in 1e12.")
+    ] = None,
+    law: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Coefficients of the distillation scaling law (JSON).")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict a run before it: time, memory, disk, operations, energy and money by stage.
+
+    Takes a few real steps of the recipe with its own teacher and a student of its size in a temporary folder, and
+    scales them. Kept as plan.json in the run's folder: the report sets it against what then happened.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(recipe)):
+        from lmdistill.planning import make_plan, write_plan
+        from lmdistill.planning.options import elsewhere_of, load_law
+        from lmdistill.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        elsewhere = elsewhere_of(hardware, hardware_file, utilisation, price)
+        given = load_law(law) if law is not None else None
+    found = make_plan(loaded, elsewhere=elsewhere, tokens=tokens, law=given, progress=progress)
+    file = write_plan(found, loaded.folder)
+    if as_json:
+        _answer(file=file, **found.model_dump(mode="json"))
+    else:
+        from lmdistill.planning.display import plan_page
+
+        _show(plan_page(found))
+        _say(f"\nkept     {file}")
+
+
+@app.command(epilog=EPILOG)
 @_answering(resumable=True)
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML study; see studies/ and docs/study.md.")],

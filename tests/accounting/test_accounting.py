@@ -178,7 +178,11 @@ def test_stages_serve_student_teacher_or_comparison() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({}, "declares nothing"), ({"flops": 1.0, "tokens": 1.0}, "keep one of them"), ({"money": 1, "share": 2}, "share")],
+    [
+        ({}, "declares nothing"),
+        ({"flops": 1.0, "tokens": 1.0}, "keep one of them"),
+        ({"money": 1, "share": 2}, "share"),
+    ],
 )
 def test_a_training_that_says_nothing_or_two_things_is_refused(fields: dict[str, float], words: str) -> None:
     with pytest.raises(ValidationError, match=words):

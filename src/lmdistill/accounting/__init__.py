@@ -1,8 +1,8 @@
 """What a run cost: tokens, floating-point operations, time, energy and money by stage, and in three totals.
 
-What is counted follows "Practical Principles for AI Cost and Compute Accounting" (Casper, Bailey, Schreier, 2502.15873):
-all that lies upstream of the student, the teacher's inference, its synthetic text and its training among it, what failed
-and was thrown away too, item by item, cost and compute side by side, estimates said to be such.
+What is counted follows "Practical Principles for AI Cost and Compute Accounting" (Casper, Bailey, Schreier,
+2502.15873): all that lies upstream of the student, the teacher's inference, its synthetic text and its training among
+it, what failed and was thrown away too, item by item, cost and compute side by side, estimates said to be such.
 """
 
 from lmdistill.accounting.attempts import Attempt, attempts_of, lost_seconds

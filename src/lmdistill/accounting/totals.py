@@ -47,9 +47,7 @@ def account(
     )
 
 
-def _totals(
-    stages: Sequence[StageCost], spec: AccountingSpec, api: ApiCost | None, training: float | None
-) -> Totals:
+def _totals(stages: Sequence[StageCost], spec: AccountingSpec, api: ApiCost | None, training: float | None) -> Totals:
     made = [stage for stage in stages if stage.part != "comparison"]
     beside = [stage for stage in stages if stage.part == "comparison"]
     own = [stage for stage in made if stage.part == "student"]

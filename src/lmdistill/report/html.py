@@ -17,6 +17,7 @@ from lmdistill.evaluation.results import Interval, TokenHeat
 from lmdistill.io import write_text
 from lmdistill.report import costs as cost_rows
 from lmdistill.report.charts import LABELS, PLACEHOLDERS, all_charts
+from lmdistill.report.foresight import planned_against
 from lmdistill.report.responses import answered_texts, response_table
 from lmdistill.report.responses import shown as shown_interval
 from lmdistill.report.run_data import RunData, read_run
@@ -83,6 +84,7 @@ def page_of(run: RunData) -> str:
         costs=_costs(run),
         totals=cost_rows.totals(run.accounting),
         cost_facts=cost_rows.facts(run.accounting),
+        foresight=planned_against(run.folder, run.accounting),
     )
 
 

@@ -79,7 +79,7 @@ def stage_costs(folder: RunFolder, names: Sequence[str], skipped: Collection[str
 
 
 def api_cost(recipe: Recipe, folder: RunFolder) -> ApiCost | None:
-    """What asking the API took for this run, killed starts included, as its ledger says; None where nobody was asked."""
+    """What asking the API took for this run, killed starts included, by its ledger; None where nobody was asked."""
     if recipe.api is None:
         return None
     file = Path(recipe.api.ledger).expanduser() if recipe.api.ledger else folder.file("ledger.sqlite")

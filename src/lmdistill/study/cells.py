@@ -74,7 +74,9 @@ def starts_of(spec: StudySpec) -> list[Cell]:
     if spec.start is None:
         return []
     return [
-        Cell(_join("start", student), _named(spec, merge(merge(spec.base, fields), spec.start), _join("start", student)))
+        Cell(
+            _join("start", student), _named(spec, merge(merge(spec.base, fields), spec.start), _join("start", student))
+        )
         for student, fields in spec.students.items()
     ]
 
@@ -103,7 +105,9 @@ def selected(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
         return list(cells)
     found = [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)]
     if not found:
-        raise RecipeError(f"--cells {', '.join(patterns)}: no cell is called so; there are {cells[0].name}, ... (--dry-run)")
+        raise RecipeError(
+            f"--cells {', '.join(patterns)}: no cell is called so; there are {cells[0].name}, ... (--dry-run)"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
-"""Methods against the baseline: paired over seeds, corrected for how many comparisons there are, with what they could see.
+"""Methods against the baseline: paired over seeds, corrected for their number, with what they could have seen.
 
-What is random is the seed: the order of the data, the draws, the teacher's text. The held-out items are the same for all
-cells, so a difference holds for these items; how far an item's luck carries is in each cell's own interval.
+What is random is the seed: the order of the data, the draws, the teacher's text. The held-out items are the same for
+all cells, so a difference holds for these items; how far an item's luck carries is in each cell's own interval.
 
 Shape legend: K seeds.
 """

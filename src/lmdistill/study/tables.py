@@ -73,7 +73,10 @@ def _reference_rows(results: Sequence[CellResult], place: Place, measure: Measur
     """The teacher and the student before training, which no method changes: those of the first cell."""
     cell = next((each for each in results if (each.cell.student, each.cell.budget) == place), None)
     rows = []
-    for label, values in (("teacher", cell.teacher if cell else {}), ("before training", cell.untrained if cell else {})):
+    for label, values in (
+        ("teacher", cell.teacher if cell else {}),
+        ("before training", cell.untrained if cell else {}),
+    ):
         if measure.key in values:
             rows.append([label, measure.shown(values[measure.key].value), *[""] * 6])
     return rows

@@ -69,25 +69,25 @@ def limits(spec: StudySpec, results: Sequence[CellResult], found: Sequence[Contr
         alone = sum(each.p < LEVEL for each in tested)
         said.append(
             f"{len(tested)} comparisons of main measures were made; {alone} are below 5 % by themselves and {decided} "
-            "after Holm's correction, which keeps the chance of any false finding below 5 %. Measures that are not main "
-            "ones are shown without a verdict."
+            "after Holm's correction, which keeps the chance of any false finding below 5 %. Measures that are not "
+            "main ones are shown without a verdict."
         )
         said += _sight(found, spec, results)
     if len(spec.seeds) < 2:
         said.append("One seed: no difference can be told from chance, and none is.")
     elif len(spec.seeds) < 5:
         said.append(
-            f"{len(spec.seeds)} seeds make wide intervals: 'not told apart' does not say equal. The column 'detectable' is "
-            "the true difference that such a comparison finds in four of five studies."
+            f"{len(spec.seeds)} seeds make wide intervals: 'not told apart' does not say equal. The column "
+            "'detectable' is the true difference that such a comparison finds in four of five studies."
         )
     said.append(
         "Random are the seeds (order of the data, draws, the teacher's text); the held-out items are the same in all "
-        "cells, and results.csv has each cell's own interval over them. What holds for these texts, this teacher, these "
-        "students and this budget need not hold for others, nor after convergence."
+        "cells, and results.csv has each cell's own interval over them. What holds for these texts, this teacher, "
+        "these students and this budget need not hold for others, nor after convergence."
     )
     said.append(
-        "Every method ran with the settings in the study file and none was tuned: a method that is published with other "
-        "learning rates or more steps may be worse here than it can be."
+        "Every method ran with the settings in the study file and none was tuned: a method that is published with "
+        "other learning rates or more steps may be worse here than it can be."
     )
     return said
 
