@@ -60,7 +60,7 @@ def test_counts_costs_and_terms() -> None:
     assert (card.cost_per_accepted, card.tokens_per_accepted, card.calls_per_accepted) == (0.1, 32.0, 1.6)
     assert [(match.row, match.matched) for match in card.contamination] == [("leak", "exam|<b>:1")]
     assert card.filters == [
-        "verdict", "empty", "refusal", "repetition", "contamination", "pii", "near_duplicate"
+        "empty", "refusal", "repetition", "contamination", "pii", "verdict", "near_duplicate"
     ]  # fmt: skip
     assert card.prompt_words is not None
     words = sorted(len(each.prompt.split()) for each in accepted)

@@ -167,6 +167,20 @@ def test_a_row_that_a_later_check_drops_pushes_no_other_out() -> None:
     assert [(drop.by, drop.matched) for drop in drops] == [("novelty", "pool:1"), ("novelty", "pool:1")]
 
 
+def test_a_wrong_answer_is_dropped_as_wrong_only_after_all_else() -> None:
+    rows = [
+        row("Ask ann@mail.org", name="wrong", verdict="incorrect"),
+        row("I cannot help with that.", name="declined", verdict="incorrect"),
+        row("Tokyo", prompt="What is the capital of Japan?", name="leaked", verdict="incorrect"),
+    ]
+    _, drops = split(list(apply_filters(rows, FilterSpec(), {"exam": ["What is the capital of Japan?"]})))
+    assert [(drop.by, drop.example.response) for drop in drops] == [
+        ("verdict", "Ask [email]"),
+        ("refusal", "I cannot help with that."),
+        ("contamination", "Tokyo"),
+    ]
+
+
 def test_a_recipe_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValidationError, match="min_response_words = 5 is more than max_response_words = 4"):
         LengthFilter(min_response_words=5, max_response_words=4)

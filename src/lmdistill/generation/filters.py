@@ -41,10 +41,12 @@ def make_checks(
     evaluation_sets: Mapping[str, Iterable[str | tuple[str, str]]],
     pool: Iterable[str] = (),
 ) -> list[Check]:
-    """The checks of a recipe: those of a single row first, the ones that compare rows last."""
+    """The checks of a recipe: those of a single row first, the ones that compare rows last.
+
+    Verdicts come behind the other checks of a single row: wrong answers are needed as the worse ones of pairs, and what
+    is dropped by the verdict has passed the rest and is masked.
+    """
     checks: list[Check] = []
-    if spec.verdict != "any":
-        checks.append(VerdictCheck(spec.verdict))
     if spec.empty:
         checks.append(EmptyCheck())
     if spec.length is not None:
@@ -61,6 +63,8 @@ def make_checks(
         checks.append(ContaminationCheck(spec.contamination, evaluation_sets))
     if spec.pii is not None:
         checks.append(PiiCheck(spec.pii))
+    if spec.verdict != "any":
+        checks.append(VerdictCheck(spec.verdict))
     if spec.rationale is not None:
         checks.append(RationaleCheck(spec.rationale))
     if spec.near_duplicate is not None:

@@ -172,8 +172,6 @@ class FilterSpec(Section):
     Each row that is left out is recorded with the check, the reason and what it was too like.
     """
 
-    verdict: Literal["any", "not_incorrect", "correct"] = "not_incorrect"
-    """Which verdicts of verification stay; `correct` drops what could not be verified too."""
     empty: bool = True
     """Drop rows without a prompt or without a response."""
     length: LengthFilter | None = None
@@ -186,10 +184,13 @@ class FilterSpec(Section):
     """Languages that stay."""
     markers: MarkerFilter | None = Field(default_factory=MarkerFilter)
     """Role markers, prompt injection, terminal escapes, active HTML."""
-    pii: PiiFilter | None = Field(default_factory=PiiFilter)
-    """Personal data."""
     contamination: ContaminationFilter | None = Field(default_factory=ContaminationFilter)
     """Overlap with the evaluation sets."""
+    pii: PiiFilter | None = Field(default_factory=PiiFilter)
+    """Personal data."""
+    verdict: Literal["any", "not_incorrect", "correct"] = "not_incorrect"
+    """Which verdicts of verification stay; `correct` drops what could not be verified too. What is dropped here passed
+    all checks above, and can be the worse answer of a pair."""
     rationale: RationaleFilter | None = None
     """Responses to one seed that use almost the same words."""
     near_duplicate: NearDuplicateFilter | None = Field(default_factory=NearDuplicateFilter)
