@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from lmdistill.generation.comparison import compare_answers, read_option, read_yes_no, shown
@@ -18,14 +19,17 @@ from lmdistill.recipe.generation_verify import AnswerFormat, VerifySpec
 
 LONGEST_RESPONSE = 200_000
 """Characters; in longer ones no answer is looked for."""
-_LONGEST_BOX = 2_000
+MOST_MARKS = 100
+"""Marked answers; a response with more holds none."""
+# Every mark is followed no further than this: a line of nothing but marks would take the square of its length.
+_LONGEST_BOX = 500
 _MOST_OBJECTS = 1_000
 
-_HASH = re.compile(r"^[ \t]*####[ \t]*(?!#)(.*)$", re.MULTILINE)
-_ARROW = re.compile(r"-->(?=([^\n]*))")
+_HASH = re.compile(r"^[ \t]*####[ \t]*(?!#)(.{0,500})", re.MULTILINE)
+_ARROW = re.compile(r"-->(?=([^\n]{0,500}))")
 _PHRASE = re.compile(
     r"\banswer(?:[ \t]*\([^()\n]{0,60}\))?(?:[ \t]+to[^.\n:]{0,80})?[ \t*_]*"
-    r"(?:(?:\bis\b|\bequals\b)[ \t*_]*:?|[:=])[ \t*_]*(?:\n[ \t]*)?(?=([^\n]*))",
+    r"(?:(?:\bis\b|\bequals\b)[ \t*_]*:?|[:=])[ \t*_]*(?:\n[ \t]*)?(?=([^\n]{0,500}))",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(
@@ -59,6 +63,8 @@ def extract_answer(response: str, spec: VerifySpec) -> Extracted:
     if len(response) > LONGEST_RESPONSE:
         return Extracted(None, f"the response has {len(response)} characters, more than {LONGEST_RESPONSE}")
     found = [part for part in (text.strip() for text in _READERS[spec.answer](response, spec)) if part]
+    if len(found) > MOST_MARKS:
+        return Extracted(None, f"the response marks more than {MOST_MARKS} answers")
     if not found:
         return Extracted(None, f"the response holds no answer of the form {spec.answer!r}")
     if spec.several == "refuse":
@@ -66,6 +72,12 @@ def extract_answer(response: str, spec: VerifySpec) -> Extracted:
             if other != found[-1] and compare_answers(other, found[-1], spec).verdict != "correct":
                 return Extracted(None, f"the response marks two answers, {shown(other)} and {shown(found[-1])}")
     return Extracted(found[-1], "marked in the response")
+
+
+def extract_gold(gold: str, spec: VerifySpec) -> str:
+    """The right answer within what a data set gives: a whole solution (`... #### 72`) or the answer alone, as it is."""
+    marks = _marked(gold, spec)
+    return marks[-1] if marks and marks[-1] else gold.strip()
 
 
 def find_programs(response: str) -> list[str]:
@@ -101,24 +113,24 @@ _Marks = Iterator[tuple[int, str]]
 
 
 def _hash_marks(response: str, spec: VerifySpec) -> _Marks:
-    for match in _HASH.finditer(response):
+    for match in islice(_HASH.finditer(response), MOST_MARKS + 1):
         yield match.start(), _tidy(match.group(1), spec)
 
 
 def _arrow_marks(response: str, spec: VerifySpec) -> _Marks:
-    for match in _ARROW.finditer(response):
+    for match in islice(_ARROW.finditer(response), MOST_MARKS + 1):
         yield match.start(), _tidy(re.split(r"\bEND\b", match.group(1), maxsplit=1)[0], spec)
 
 
 def _phrase_marks(response: str, spec: VerifySpec) -> _Marks:
-    for match in _PHRASE.finditer(response):
+    for match in islice(_PHRASE.finditer(response), MOST_MARKS + 1):
         sentence = _SENTENCE_END.split(match.group(1), maxsplit=1)[0]
         if "boxed" not in sentence and "####" not in sentence:  # other marks, which have rules of their own
             yield match.start(), _tidy(sentence, spec)
 
 
 def _boxed_marks(response: str, spec: VerifySpec) -> _Marks:
-    for match in re.finditer(r"\\f?boxed\s*\{", response):
+    for match in islice(re.finditer(r"\\f?boxed\s*\{", response), MOST_MARKS + 1):
         depth, at, limit = 1, match.end(), min(len(response), match.end() + _LONGEST_BOX)
         while at < limit and depth:
             depth += {"{": 1, "}": -1}.get(response[at], 0) if response[at - 1] != "\\" else 0

@@ -15,7 +15,7 @@ from typing import Any, Self
 from lmdistill.errors import MissingExtra
 from lmdistill.generation.child_process import ChildGone, ChildProcess
 from lmdistill.generation.comparison import Checked, compare_answers, normalise_text, shown
-from lmdistill.generation.final_answer import extract_answer
+from lmdistill.generation.final_answer import extract_answer, extract_gold
 from lmdistill.generation.numbers import format_number, parse_quantity
 from lmdistill.generation.programs import ProgramRunner
 from lmdistill.generation.puzzles import CHILD, puzzle_request
@@ -68,13 +68,16 @@ class Verifier:
             self._programs.close()
 
     def verify(self, response: str, gold: str | None) -> Checked:
-        """The verdict on a response, given the right answer; without one it is unverifiable, with its final answer."""
+        """The verdict on a response, given the right answer or a solution that marks it.
+
+        Without one it is unverifiable, with its final answer.
+        """
         found = self._final(response)
         if found.answer is None:
             return found
         if gold is None or not gold.strip():
             return Checked("unverifiable", found.answer, "no right answer is known")
-        return self.compare(found.answer, gold)
+        return self.compare(found.answer, extract_gold(gold, self.spec))
 
     def verify_seed(self, response: str, seed: Seed) -> Checked:
         """The verdict on a response to a seed: by the puzzle's own verifier where it is one, else by its answer.
