@@ -93,7 +93,8 @@ def rebuilt(model: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) ->
         parameter.data = parameter.data.to(model.dtype)
     made.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
     made.tie_weights()
-    made.generation_config = model.generation_config
+    if getattr(model, "generation_config", None) is not None:  # encoders write nothing
+        made.generation_config = model.generation_config
     made.eval()
     return made
 
