@@ -1,6 +1,6 @@
 """How well models do on a task, how like their teacher they are, and how large and fast.
 
-Shape legend: B rows of a batch, S rows, N items (rows, or labelled words), C classes, M calibration bins, R resamplings.
+Shape legend: B rows of a batch, S rows, N items (rows, or labelled words), C classes, M bins, R resamplings.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Shape legend: B rows, L length, H hidden, C classes or vocabulary, N rows that a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,9 @@ class Extra(Protocol):
 
     def before(self, batch: dict[str, Any], student: nn.Module, teacher: PreTrainedModel | None) -> None:
         """Get ready to catch what the forward passes make."""
+
+    def close(self) -> None:
+        """Leave the models as they were."""
 
     def __call__(self, said: Said) -> Tensor:
         """The term of this micro-batch, a mean over what counts in it, weighed, a scalar with gradient."""
@@ -189,6 +192,3 @@ def without_teacher(spec: ObjectiveSpec) -> ObjectiveSpec:
     return ObjectiveSpec.model_validate(
         {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": spec.cross_entropy.weight or 1.0}}
     )
-
-
-__all__ = ["Extra", "Said", "StepLoss", "TaskObjective", "distance_of", "label_loss", "replace", "without_teacher"]

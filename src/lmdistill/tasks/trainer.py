@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmdistill.tasks.encode import IGNORED
 from lmdistill.tasks.objective import TaskObjective
+from lmdistill.training.companions import Companion
 from lmdistill.training.trainer import DistillTrainer
 
 
@@ -21,6 +22,10 @@ class TaskTrainer(DistillTrainer):
         super().__init__(*args, objective=objective, **kwargs)  # type: ignore[arg-type]
         self.task_objective = objective
         objective.progress = lambda: self.clock.progress(self.state.global_step, self.state.max_steps)
+
+    def companions(self) -> list[Companion]:
+        """What this trainer keeps beside a checkpoint."""
+        return []
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's optimiser; what is trained beside the student is a group of its own."""
