@@ -37,7 +37,7 @@ def mcnemar(first_I: Sequence[bool], second_I: Sequence[bool]) -> float:
     if count > EXACT_UP_TO:
         return math.erfc(max(0.0, abs(ahead - behind) - 1) / math.sqrt(2 * count))
     tail = sum(math.comb(count, k) for k in range(min(ahead, behind) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return float(min(1.0, 2 * tail / 2**count))
 
 
 def bootstrap_p(differences_R: Floats) -> float:

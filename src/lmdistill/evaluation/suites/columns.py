@@ -119,3 +119,15 @@ class Gap(OneSeed):
         first = Mean.of(self.sums_I * self.is_first_I, self.counts_I * self.is_first_I)
         second = Mean.of(self.sums_I * ~self.is_first_I, self.counts_I * ~self.is_first_I)
         return first.values(draws) - second.values(draws)
+
+
+@dataclass(frozen=True)
+class Constant(OneSeed):
+    """A figure that is no sample: a size, a memory peak."""
+
+    value: float
+
+    def values(self, draws: Draws) -> Floats:
+        """The same for every resampling, (R,)."""
+        found_R: Floats = np.full(len(draws.items_RI), self.value)
+        return found_R

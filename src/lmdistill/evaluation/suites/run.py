@@ -9,7 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmdistill.evaluation.suite_results import SuiteName, SuiteResult
-from lmdistill.evaluation.suites import calibration, reasoning, robustness, tasks
+from lmdistill.evaluation.suites import (
+    calibration,
+    efficiency,
+    fidelity,
+    instruction,
+    reasoning,
+    robustness,
+    tasks,
+)
 from lmdistill.evaluation.suites.summarise import summarise
 from lmdistill.evaluation.suites.types import Bench, Suite
 from lmdistill.recipe import SuitesSpec
@@ -18,9 +26,12 @@ SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
         tasks.SUITE,
+        instruction.SUITE,
         reasoning.SUITE,
         robustness.SUITE,
+        fidelity.SUITE,
         calibration.SUITE,
+        efficiency.SUITE,
     )
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,11 @@ from lmdistill.evaluation.suites.overlap import overlap_of
 from lmdistill.evaluation.suites.types import Bench, Column, Outcome, Table
 
 Correction = Literal["holm", "benjamini_hochberg", "none"]
-_CORRECT = {"holm": holm, "benjamini_hochberg": benjamini_hochberg, "none": list}
+_CORRECT: dict[Correction, Callable[[Sequence[float]], list[float]]] = {
+    "holm": holm,
+    "benjamini_hochberg": benjamini_hochberg,
+    "none": list,
+}
 
 
 def summarise(outcomes: Sequence[Outcome], bench: Bench) -> list[SuiteSet]:

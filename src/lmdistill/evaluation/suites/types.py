@@ -83,7 +83,10 @@ class Bench:
     train_documents: Sequence[Document] = ()
     subjects: Sequence[Subject] = ()
     """The models for comparisons token by token; empty where they do not share their tokens."""
+    vocabulary_size: int = 0
+    """Real ids of the tokens that the subjects share."""
     judge: Speaker | None = None
+    """Who compares answers, where the recipe names one."""
 
     @property
     def teacher(self) -> Speaker | None:
