@@ -105,7 +105,9 @@ def measures() -> list[dict[str, Any]]:
         many = {"century": "centuries", "gross": "gross"}.get(kind, f"{kind}s" if kind != "dozen" else kind)
         prompt = f"{name} counts {count} {many}. How many {thing} are that?"
         article = "An" if kind[0] in "aeiou" else "A"
-        response = f"{article} {kind} is {size} {thing}. {count} x {size} = {count * size}. The answer is {count * size}."
+        response = (
+            f"{article} {kind} is {size} {thing}. {count} x {size} = {count * size}. The answer is {count * size}."
+        )
         found.setdefault(prompt, {"prompt": prompt, "response": response})
     return list(found.values())
 

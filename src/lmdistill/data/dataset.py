@@ -17,12 +17,18 @@ from lmdistill.data.chat import EncodedRow, RowEncoder
 from lmdistill.data.documents import DataReport, Document
 from lmdistill.data.load import shuffled
 from lmdistill.data.packing import IGNORED, Piece, pack, pieces_of
+from lmdistill.data.tasks import task_weights
+from lmdistill.data.twins import NO_TWIN, split_pairs, twins_of
 from lmdistill.errors import DataError
 from lmdistill.progress import Progress
 from lmdistill.recipe import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+WEIGHTS, TWINS = "loss_weights", "twins"
+"""Columns that only some data sets have; see `build_dataset`."""
+_FILL: dict[str, tuple[float, torch.dtype]] = {WEIGHTS: (0.0, torch.float32), TWINS: (NO_TWIN, torch.long)}
 
 
 def build_dataset(
@@ -38,7 +44,9 @@ def build_dataset(
 
     Columns, for a sequence of L tokens: `input_ids` (L); `labels` (L), the id itself or -100 where there is no loss,
     **not** shifted, -100 at the first token of every row; `position_ids` (L), from 0 in every row; `row_ids`, the ids
-    of its documents in order. Raises DataError, with counts, where nothing is left.
+    of its documents in order. With `spec.balance`, `loss_weights` (L) of each label; where rows make pairs, `twins` (L),
+    the place in the sequence of the label that shall be predicted alike, or -1; a pair is a sequence of its own, which
+    may be twice as long. Raises DataError, with counts, where nothing is left.
     """
     if spec.shuffle:
         documents = shuffled(documents, seed, "shuffle")
@@ -61,8 +69,10 @@ def build_from_rows(rows: Iterable[EncodedRow], spec: DataSpec, *, report: DataR
             f"no row has a token to train on ({report.explain()}). Rows need a response, fewer tokens than "
             f"max_length {spec.max_length}, or another data.truncation"
         )
-    sequences = pack(pieces, spec.max_length) if spec.packing else [[piece] for piece in pieces]
-    dataset = _to_dataset(sequences)
+    pairs, rest = split_pairs(pieces)
+    sequences = pack(rest, spec.max_length) if spec.packing else [[piece] for piece in rest]
+    sequences = sorted(pairs + sequences, key=lambda sequence: sequence[0].number) if pairs else sequences
+    dataset = _to_dataset(sequences, task_weights(pieces, spec.balance), paired=bool(pairs))
     report.max_length = spec.max_length
     report.sequences = len(sequences)
     report.tokens = sum(len(piece) for piece in pieces)
@@ -72,7 +82,9 @@ def build_from_rows(rows: Iterable[EncodedRow], spec: DataSpec, *, report: DataR
     return dataset
 
 
-def _to_dataset(sequences: Sequence[Sequence[Piece]]) -> datasets.Dataset:
+def _to_dataset(
+    sequences: Sequence[Sequence[Piece]], weights: Mapping[str, float] | None = None, paired: bool = False
+) -> datasets.Dataset:
     """Arrow arrays straight from the pieces: Python lists of every token would take 30 times the memory."""
     pieces = [piece for sequence in sequences for piece in sequence]
     ids_N = np.concatenate([piece.row.ids_L for piece in pieces])
@@ -86,6 +98,11 @@ def _to_dataset(sequences: Sequence[Sequence[Piece]]) -> datasets.Dataset:
         "position_ids": pa.LargeListArray.from_arrays(ends, positions_N),
         "row_ids": pa.LargeListArray.from_arrays(row_ends, pa.array([piece.row.row_id for piece in pieces])),
     }
+    if weights is not None:
+        weights_N = np.concatenate([np.full(len(piece), weights[piece.row.task], np.float32) for piece in pieces])
+        columns[WEIGHTS] = pa.LargeListArray.from_arrays(ends, weights_N)
+    if paired:
+        columns[TWINS] = pa.LargeListArray.from_arrays(ends, np.concatenate([twins_of(each) for each in sequences]))
     return datasets.Dataset(datasets.table.InMemoryTable(pa.table(columns)))
 
 
@@ -120,11 +137,21 @@ class Collator:
             position_ids_BL[index, :end] = torch.as_tensor(row["position_ids"])
             position_ids_BL[index, end:] = torch.arange(length - end)
         return {
+            **{name: _column(rows, name, length) for name in _FILL if name in rows[0]},
             "input_ids": input_ids_BL,
             "labels": labels_BL,
             "position_ids": position_ids_BL,
             "row_ids": [list(row["row_ids"]) for row in rows],
         }
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str, length: int) -> Tensor:
+    """A further column of a batch, (B, L)."""
+    fill, dtype = _FILL[name]
+    found_BL = torch.full((len(rows), length), fill, dtype=dtype)
+    for index, row in enumerate(rows):
+        found_BL[index, : len(row[name])] = torch.as_tensor(row[name], dtype=dtype)
+    return found_BL
 
 
 def token_counts(dataset: datasets.Dataset, vocabulary_size: int) -> Tensor:

@@ -59,6 +59,14 @@ class Document:
     """What the teacher alone reads: a demonstration, a solution, feedback."""
     teacher: str | None = field(default=None, compare=False)
     """Name of the teacher that speaks of the row."""
+    task: str = field(default="", compare=False)
+    """What kind of row it is, where there are several (`data.balance`)."""
+    given: int = field(default=0, compare=False)
+    """Characters at the beginning of the response that the student reads and does not learn."""
+    twin: str = field(default="", compare=False)
+    """Name that it shares with the one other row that it makes a pair with."""
+    span: tuple[int, int] | None = field(default=None, compare=False)
+    """Characters of the response, from and to, that both rows of a pair are to be sure of alike."""
 
     def __post_init__(self) -> None:
         if not self.id:

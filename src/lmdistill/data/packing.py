@@ -72,7 +72,7 @@ def truncate(row: EncodedRow, spec: DataSpec, report: DataReport) -> list[Encode
     if spec.truncation == "left":
         kept = _suffix(row, limit)
     else:
-        kept = replace(row, ids_L=row.ids_L[:limit], trained_L=row.trained_L[:limit])
+        kept = replace(row, ids_L=row.ids_L[:limit], trained_L=row.trained_L[:limit], span=None)
     report.truncated += 1
     if row.last_answer is not None and kept.trained_L.sum() < row.trained_L.sum():
         report.answers_cut += 1

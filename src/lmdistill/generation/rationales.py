@@ -193,9 +193,7 @@ def likeness(one: str, other: str) -> float:
     return len(left & right) / len(left | right) if left | right else 1.0
 
 
-def _why_not(
-    spec: RationaleSpec, found: Rationale, kept: Sequence[Rationale]
-) -> tuple[str, str, str | None] | None:
+def _why_not(spec: RationaleSpec, found: Rationale, kept: Sequence[Rationale]) -> tuple[str, str, str | None] | None:
     """Which check leaves a rationale out, why, and the rationale that it is like; None where it stays."""
     if spec.keep == "correct" and (found.answer is None or found.verdict == "incorrect"):
         return "verify", found.reason, None

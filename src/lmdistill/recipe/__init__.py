@@ -61,6 +61,7 @@ from lmdistill.recipe.load import (
 from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import (
     DIVERGENCE_PARAMETERS,
+    ConsistencyTerm,
     ContrastiveSpec,
     CrossEntropyTerm,
     CrossTokenizerTerm,
@@ -115,6 +116,7 @@ __all__ = [
     "BudgetSpec",
     "CalibrationSpec",
     "ContrastSpec",
+    "ConsistencyTerm",
     "ContrastiveSpec",
     "Count",
     "CrossEntropyTerm",

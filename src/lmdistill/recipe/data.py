@@ -91,8 +91,18 @@ class DataSpec(Section):
     """What an unreadable row does: stop the run with its file, line and reason, or be skipped and counted."""
     shuffle: bool = True
     """Shuffle the rows once, by the seed, before packing."""
+    balance: dict[str, Share] | None = None
+    """Shares of the loss by the task of the rows that a teacher wrote, summing to 1: each task's tokens weigh so that
+    its mean loss has this share, however many they are. Absent: all tokens count alike."""
     difference: DifferenceSpec | None = None
     """Choose the training documents by how much more the teacher makes of them than a reference model."""
+
+    @field_validator("balance")
+    @classmethod
+    def _whole(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and (not value or abs(sum(value.values()) - 1) > 1e-6):
+            raise ValueError(f"the shares sum to {sum(value.values()):g}; they must sum to 1")
+        return value
 
     @field_validator("evaluation")
     @classmethod

@@ -146,6 +146,18 @@ class ContrastiveSpec(Section):
     """beta at the end of training; the teacher's text weighs 2 - beta, the student's beta."""
 
 
+class ConsistencyTerm(Section):
+    """Two ways to one answer lead to it alike (MCC-KD, 2310.14747): half the sum of both KL divergences between the
+    distributions at the answer's tokens, in rows that make a pair (`generation.maker: rationale_pairs`)."""
+
+    weight: NonNegative = 0.0
+    """Factor of this term in the loss; published: 0.1."""
+    epsilon: NonNegative = 7e-5
+    """Added to each probability before both are normalised again, as in the publication's code."""
+    temperature: Positive = 1.0
+    """Both distributions are softened by this temperature."""
+
+
 class CrossTokenizerTerm(Section):
     """Distance between models that cut text differently."""
 
@@ -183,6 +195,8 @@ class ObjectiveSpec(Section):
     """Policy gradient on the student's text."""
     preference: PreferenceTerm = Field(default_factory=PreferenceTerm)
     """Preference of the teacher's text to the student's."""
+    consistency: ConsistencyTerm = Field(default_factory=ConsistencyTerm)
+    """Agreement between two rationales of one question."""
     contrastive: ContrastiveSpec | None = None
     """DistiLLM-2's weights; `divergence` and `student_divergence` must be skew divergences."""
     cross_tokenizer: CrossTokenizerTerm | None = None

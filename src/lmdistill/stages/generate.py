@@ -277,7 +277,7 @@ def generated_documents(folder: Path, source: SourceSpec, seed: int) -> tuple[li
     examples = [example for example in read_examples(file) if task in ("", "seeds", example.task)]
     report = DataReport(sources=[source.path], rows_read=len(examples))
     documents = [
-        Document(prompt=each.prompt, response=each.response, origin=f"{file.name}:{place}")
+        document_of(each, f"{file.name}:{place}")
         for place, each in enumerate(examples, start=1)
     ]
     if source.unique:
@@ -292,6 +292,26 @@ def generated_documents(folder: Path, source: SourceSpec, seed: int) -> tuple[li
         tasks = sorted({example.task for example in read_examples(folder / "examples.jsonl")})
         raise DataError(f"{source.path}: no such row was made; there are rows of {', '.join(tasks) or 'no task'}")
     return documents, report
+
+
+def document_of(example: Example, origin: str) -> Document:
+    """An example as a row to train on. What a method needs besides stands in its fields: `given` characters of the
+    response that are read and not learnt, the `twin` that it makes a pair with, the `span` that both share."""
+    task = "" if example.task == "seeds" else example.task
+    given, twin = int(example.fields.get("given", 0)), str(example.fields.get("twin", ""))
+    first, end = example.fields.get("span") or (0, 0)
+    marks = (task, given, twin, first, end)
+    return Document(
+        prompt=example.prompt,
+        response=example.response,
+        origin=origin,
+        # A row is encoded again where its marks change, so that its name depends on them.
+        id=make_id(example.prompt, example.response, *marks),
+        task=task,
+        given=given,
+        twin=twin,
+        span=(first, end) if end else None,
+    )
 
 
 @dataclass

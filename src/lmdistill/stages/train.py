@@ -130,6 +130,7 @@ def describe(objective: ObjectiveSpec) -> str:
         ("hidden cosine", objective.hidden_cosine.weight),
         (f"{objective.policy.kind} policy", objective.policy.weight),
         (objective.preference.kind, objective.preference.weight),
+        ("consistency", objective.consistency.weight),
         (across.kind if across else "", across.weight if across else 0.0),
     ]
     return " + ".join(f"{weight:g} {name}" for name, weight in terms if weight)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmdistill.data.dataset import WEIGHTS
 from lmdistill.models import OutputHead, last_hidden, output_head
 from lmdistill.objectives import Divergence, distillation_loss
 from lmdistill.objectives.chunked import LossParts
@@ -31,6 +33,7 @@ from lmdistill.training.contrast import GAPS, TYPICAL, Side, sides_of, typical_g
 from lmdistill.training.groups import IGNORED, Group, Term, groups_of, next_labels
 from lmdistill.training.pairs import preference
 from lmdistill.training.policy import ADVANTAGES, Policy
+from lmdistill.training.twins import consistency
 
 SPEECH = "speech"
 """Where a batch of a prepared window holds what the teacher said of it."""
@@ -225,6 +228,12 @@ class Objective:
             parts = self._preference(read)
             loss = loss + self.spec.preference.weight * parts.loss
             others |= {"preference": parts.loss.detach(), "preference_accuracy": parts.accuracy}
+        if self.spec.consistency.weight > 0:
+            apart = consistency(
+                self.spec.consistency, read.hidden_NH, read.head, read.batch, self.vocabulary_size, self.compute_dtype
+            )
+            loss = loss + self.spec.consistency.weight * apart
+            others["consistency"] = apart.detach()
         if self.spec.cross_tokenizer is not None and self.aligned is not None:
             hidden_BLH = read.hidden_NH.view(*read.shape, -1)
             distance, _ = self.aligned(hidden_BLH, read.head, read.batch, num_items)
@@ -355,6 +364,14 @@ class Objective:
 
     def _weights(self, read: Read, speech: Speech | None) -> Tensor | None:
         """Weights of the tokens, (N,); None where all count alike."""
+        own_N = self._chosen(read, speech)
+        if WEIGHTS not in read.batch:
+            return own_N
+        given_N = F.pad(read.batch[WEIGHTS][:, 1:], (0, 1)).flatten()
+        return given_N if own_N is None else own_N * given_N
+
+    def _chosen(self, read: Read, speech: Speech | None) -> Tensor | None:
+        """Weights by which tokens `spec.tokens` chooses, (N,); None where it leaves out none."""
         spec = self.spec.tokens
         if spec.by == "all":
             return None

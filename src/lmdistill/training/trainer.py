@@ -17,6 +17,7 @@ from lmdistill.errors import NonFiniteLoss
 from lmdistill.training.budget import Clock
 from lmdistill.training.ledger import LossLedger
 from lmdistill.training.objective import Objective, StepLoss
+from lmdistill.training.twins import TWIN_PAIRS, count_twins
 from lmdistill.training.windows import Windows, WindowSampler
 
 
@@ -90,6 +91,9 @@ class DistillTrainer(Trainer):
         """The micro-batches of one optimiser step, and how many tokens are trained in them, on all ranks."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.windows is None or not batches:
+            if self.objective.spec.consistency.weight > 0:
+                pairs = self._over_ranks(count_twins(batches))[0]
+                batches = [{**batch, TWIN_PAIRS: pairs} for batch in batches]
             return batches, num_items
         written = self.windows(
             batches,
