@@ -11,6 +11,7 @@ from lmdistill.evaluation.results import Interval
 from lmdistill.report.charts import LABELS
 from lmdistill.report.run_data import RunData, read_run
 from lmdistill.report.sentences import summary_of
+from lmdistill.report.task import card_head, card_table
 
 
 def student_card(folder: Path) -> str:
@@ -18,9 +19,12 @@ def student_card(folder: Path) -> str:
     run = read_run(folder)
     recipe: dict[str, Any] = yaml.safe_load(run.recipe or "") or {}
     teacher = (recipe.get("teacher") or {}).get("model", "unknown")
+    tag, kind = "text-generation", "AutoModelForCausalLM"
+    if run.evaluation is not None and run.evaluation.task is not None:
+        tag, kind = card_head(run)
     header = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": tag,
         "tags": ["lmdistill", "knowledge-distillation"],
     }
     if "/" in teacher and not teacher.startswith((".", "/", "package:")):
@@ -36,8 +40,8 @@ def student_card(folder: Path) -> str:
         "",
     ]
     lines += ["Made with lmdistill; it loads with transformers alone:", ""]
-    lines += ["    from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    lines += ["    model = AutoModelForCausalLM.from_pretrained('path/to/this/folder')", ""]
+    lines += [f"    from transformers import {kind}, AutoTokenizer"]
+    lines += [f"    model = {kind}.from_pretrained('path/to/this/folder')", ""]
     lines += [
         "## How it was made",
         "",
@@ -48,6 +52,7 @@ def student_card(folder: Path) -> str:
     lines += [f"- Licence: {_licence(run)}", ""]
     for text in run.texts:
         lines += _table(run, text)
+    lines += card_table(run)
     lines += ["## Limits", ""]
     lines += ["It was measured on the texts above and on nothing else: no safety, bias or task evaluation was made."]
     lines += ["It can repeat what its teacher and its training text say, mistakes included."]

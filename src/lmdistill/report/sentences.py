@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lmdistill.evaluation.results import Interval, ModelScores
 from lmdistill.report.run_data import RunData, read_run
+from lmdistill.report.task import task_summary
 
 
 def summary_sentence(folder: Path) -> str:
@@ -15,6 +16,8 @@ def summary_sentence(folder: Path) -> str:
 
 def summary_of(run: RunData) -> str:
     """`summary_sentence` of a run that is read already."""
+    if run.evaluation is not None and run.evaluation.task is not None:
+        return task_summary(run)
     student, teacher = run.model("student"), run.model("teacher")
     if student is None or not student.texts:
         return "This run has no evaluation yet."
