@@ -94,6 +94,9 @@ def _answering(*, resumable: bool = False) -> Callable[[Command], Command]:
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    only_said: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the teacher behind an API would be asked and cost; ask nothing.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -107,7 +110,11 @@ def run(
         from lmdistill.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or [])
-        from lmdistill.pipeline import run_recipe
+        from lmdistill.pipeline import dry_run, run_recipe
+    if only_said:
+        found = dry_run(loaded, progress=progress)
+        _answer(**asdict(found)) if as_json else _say(found.sentence)
+        return
     result = run_recipe(loaded, progress=progress)
     if as_json:
         _answer(folder=result.folder, report=result.report, summary=result.summary, steps=result.steps)

@@ -40,6 +40,7 @@ from lmdistill.report import student_card, summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
 from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context
+from lmdistill.stages.dry_run import DryRun, estimate_data
 from lmdistill.stages.generate import SEEDS, generated_documents, make_data, round_of, seeds_with_answers
 from lmdistill.stages.jobs import Job
 from lmdistill.stages.label import label_dataset
@@ -104,6 +105,16 @@ def run_recipe(recipe: Recipe, *, progress: Progress | None = None) -> RunResult
         results: dict[Role, Trained] = {"student": trained, **_baselines(context, work, student, trained)}
         _evaluate(context, work, student, results)
         return _write_up(context, work, sum(trained.steps))
+
+
+def dry_run(recipe: Recipe, *, progress: Progress | None = None) -> DryRun:
+    """Check a recipe and say what its teacher would be asked; nothing is asked, trained or paid.
+
+    Raises what is in `lmdistill.errors`, RecipeError among them where the recipe asks no teacher behind an API.
+    """
+    with _opened(recipe, progress or Progress()) as context:
+        _diagnose(context)
+        return estimate_data(context)
 
 
 @contextmanager
