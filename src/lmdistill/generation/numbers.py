@@ -67,7 +67,8 @@ class FoundNumber:
 
 def plain_text(text: str) -> str:
     """A text with one way to write minus, space, digits and fractions, and without LaTeX's spaces and fonts."""
-    text = "".join(_vulgar(char) for char in text).translate(_SAME)
+    if not text.isascii():
+        text = "".join(_vulgar(char) for char in text).translate(_SAME)
     text = _LATEX.sub(r" \1", text)
     text = re.sub(r"\\[,;:! ]|\{,\}", lambda found: "," if found.group(0) == "{,}" else "", text)
     text = re.sub(r"\b(?:USD|US\$)\s*(?=[0-9.])", "$", text)
