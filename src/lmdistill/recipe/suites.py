@@ -80,6 +80,11 @@ class ReasoningSpec(Section):
     """Names of sets, of files in `paths`, or `gym:NAME` for a task of reasoning-gym."""
     limit: Count | None = None
     """Problems of each set."""
+    puzzles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of reasoning-gym's tasks by name, as in `generation.seeds.0.puzzles.config`."""
+    template: str | None = None
+    """What models read, with `{question}` in it; absent, the suite asks them to think step by step and to mark the
+    answer. A student that was trained on bare questions is asked bare questions (`"{question}"`)."""
     samples: Annotated[int, Field(ge=1, le=256)] = 1
     """Solutions of each model to each problem; maj@k and pass@k are given for k = 1, 2, 4, ... up to it."""
     temperature: NonNegative = 0.0

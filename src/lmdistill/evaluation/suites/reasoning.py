@@ -116,8 +116,8 @@ def problems_of(name: str, bench: Bench, spec: ReasoningSpec, readers: Readers) 
     limit = bench.limit(spec.limit)
     if name.startswith(GYM):
         size = limit or _PUZZLES
-        seeds = make_puzzles(PuzzleSpec(names=[name.removeprefix(GYM)], size=size, seed=bench.seed))
-        return [_puzzle(seed, readers) for seed in seeds], [f"{size:,} puzzles made with seed {bench.seed}"]
+        seeds = make_puzzles(puzzles_of(name, spec, size, bench.seed))
+        return [_puzzle(seed, spec, readers) for seed in seeds], [f"{size:,} puzzles made with seed {bench.seed}"]
     found = load_set(name, bench.suites.paths, None, bench.seed)
     items = [item for item in found.items if item.options or _is_number(item)]
     if not items:
@@ -125,23 +125,36 @@ def problems_of(name: str, bench: Bench, spec: ReasoningSpec, readers: Readers) 
     left = len(found.items) - len(items)
     notes = [*found.notes, f"{left:,} answers are no numbers and were left out"] if left else found.notes
     drawn: Found = draw_items(items, limit, bench.seed)
-    return [_problem(item, readers) for item in drawn.items], [*notes, *drawn.notes]
+    return [_problem(item, spec, readers) for item in drawn.items], [*notes, *drawn.notes]
+
+
+def puzzles_of(name: str, spec: ReasoningSpec, size: int, seed: int) -> PuzzleSpec:
+    """The puzzles of a set `gym:NAME`."""
+    task = name.removeprefix(GYM)
+    config = {task: spec.puzzles[task]} if task in spec.puzzles else {}
+    return PuzzleSpec(names=[task], size=size, seed=seed, config=config)
+
+
+def _asked(question: str, usual: str, spec: ReasoningSpec) -> str:
+    return usual if spec.template is None else spec.template.replace("{question}", question)
 
 
 def _is_number(item: Item) -> bool:
     return any(parse_quantity(answer) is not None for answer in item.answers)
 
 
-def _problem(item: Item, readers: Readers) -> Problem:
+def _problem(item: Item, spec: ReasoningSpec, readers: Readers) -> Problem:
     if item.options:
         return Problem(item, written_prompt(item), option_reader(item), str.__eq__)
     prompt = f'{item.question}\nSolve this step by step, then end with "The answer is" and the number.\n'
+    prompt = _asked(item.question, prompt, spec)
     return Problem(item, prompt, lambda text: readers.number(text, item), readers.same_number)
 
 
-def _puzzle(seed: Seed, readers: Readers) -> Problem:
+def _puzzle(seed: Seed, spec: ReasoningSpec, readers: Readers) -> Problem:
     item = Item(seed.id, seed.prompt, answers=(seed.answer or "",))
     prompt = f'{seed.prompt}\nThink step by step, then end with "The answer is" and the answer.\n'
+    prompt = _asked(seed.prompt, prompt, spec)
     return Problem(item, prompt, lambda text: readers.puzzle(text, seed), readers.same_text)
 
 
@@ -265,7 +278,7 @@ def check(suites: SuitesSpec, spec: ReasoningSpec) -> None:
     """Whether the sets are there, with answers, and the packages that puzzles need."""
     for name in spec.sets:
         if name.startswith(GYM):
-            make_puzzles(PuzzleSpec(names=[name.removeprefix(GYM)], size=1))
+            make_puzzles(puzzles_of(name, spec, 1, 0))
         else:
             find_set(name, suites.paths)
             load_set(name, suites.paths, 1, 0)
