@@ -64,12 +64,10 @@ Layers = list[int] | str
 
 
 class ProjectorSpec(Section):
-    """A learnt map between the widths of both models; it is trained with the student and never part of it."""
+    """A learnt map from the student's width to the teacher's; it is trained with the student and never part of it."""
 
     kind: Literal["linear", "orthogonal", "low_rank", "mlp"] = "linear"
     """A matrix; one with orthonormal rows or columns; one of low rank; or two matrices with GELU between them."""
-    side: Literal["student", "teacher"] = "student"
-    """Whose activations are projected, to the other's width."""
     rank: Count | None = None
     """Rank of `low_rank`; a quarter of the smaller width where absent."""
     width: Count | None = None
