@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lmdistill.errors import RecipeError
-from lmdistill.recipe import EvaluationSpec, FieldNames, ModelSpec, SourceSpec, resolve_section
+from lmdistill.recipe import (
+    EvaluationSpec,
+    FieldNames,
+    ModelSpec,
+    SourceSpec,
+    SuitesSpec,
+    nearest,
+    resolve_section,
+    section_of,
+)
 
 _COMMIT = re.compile(r"(?P<model>.+)@(?P<revision>[0-9a-f]{7,40})")
 
@@ -48,9 +57,16 @@ def sources(words: Sequence[str], text_column: str = "text") -> dict[str, Source
     return found
 
 
-def evaluation_spec(overrides: Sequence[str]) -> EvaluationSpec:
-    """The `evaluation` section of a recipe from `FIELD=VALUE` words. Raises RecipeError."""
-    return resolve_section(EvaluationSpec, overrides, "evaluate --set")
+def evaluation_spec(overrides: Sequence[str], suites: Sequence[str] = (), limit: int | None = None) -> EvaluationSpec:
+    """The `evaluation` section of a recipe from `FIELD=VALUE` words and `--suite NAME[,NAME]`. Raises RecipeError."""
+    names = [name.strip() for word in suites for name in word.split(",") if name.strip()]
+    known = [name for name, field in SuitesSpec.model_fields.items() if section_of(field.annotation) is not None]
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"--suite {name!r}: no such suite{nearest(name, known)}")
+    asked = [f"suites.{name}={{}}" for name in names]
+    asked += [f"suites.limit={limit}"] if limit is not None else []
+    return resolve_section(EvaluationSpec, [*asked, *overrides], "evaluate --set")
 
 
 def engine_overrides(engine: str | None, base_url: str | None, served_model: str | None) -> list[str]:

@@ -205,9 +205,20 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--data", metavar="[NAME=]PATH", help="Held-out text: a file or a data set. Repeatable."),
-    ],
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME[,NAME]",
+            help="tasks, instruction, reasoning, robustness, fidelity, calibration, efficiency. Repeatable.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Items of each set of a suite, if not 100.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Measure agreement with this model and divergence from it.")
     ] = None,
@@ -224,20 +235,22 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score models on held-out text.
+    """Score models on held-out text (--data), on suites (--suite), or on both.
 
-    Perplexity, bits per byte and calibration, size and speed, and with a teacher agreement with it and divergence from
-    it, all with bootstrap intervals.
+    On text: perplexity, bits per byte and calibration, size and speed, and with a teacher agreement with it and
+    divergence from it, all with bootstrap intervals. Suites: docs/evaluation.md.
     """
     progress = make_console_progress(quiet, as_json)
+    if not data and not suite:
+        raise DataError("nothing to measure: name held-out text (--data) or a suite (--suite tasks)")
     with progress.stage("start"):
         from lmdistill.arguments import evaluation_spec, model_spec, sources
         from lmdistill.pipeline import evaluate_models
     evaluation = evaluate_models(
         [model_spec(model) for model in models],
         teacher=model_spec(teacher) if teacher is not None else None,
-        data=sources(data, text),
-        spec=evaluation_spec(overrides or []),
+        data=sources(data or [], text),
+        spec=evaluation_spec(overrides or [], suite or [], limit),
         max_length=max_length,
         seed=seed,
         device=device,

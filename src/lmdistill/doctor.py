@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from lmdistill.data import first_documents
 from lmdistill.errors import LmdistillError, ModelError, RecipeError, ServerLost, TokenizerMismatch
 from lmdistill.evaluation.responses import check_responses
+from lmdistill.evaluation.suites import check_suites
 from lmdistill.io import free_bytes
 from lmdistill.models import (
     bfloat16_speedup,
@@ -134,6 +135,7 @@ class _Doctor:
             self._signals,
             self._teaching,
             self._responses,
+            self._suites,
             self._precision,
             self._licence,
             self._memory,
@@ -357,6 +359,12 @@ class _Doctor:
         if spec is not None:
             check_responses(spec, self.recipe.data.evaluation)
             self.say("responses", "ok", f"up to {spec.prompts} prompts of each held-out text will be answered")
+
+    def _suites(self) -> None:
+        spec = self.recipe.evaluation.suites
+        if spec is not None:
+            check_suites(spec)
+            self.say("suites", "ok", f"{', '.join(spec.chosen) or 'none'} will be run on every model")
 
     def _teaching(self) -> None:
         spec = self.recipe.teaching

@@ -7,6 +7,7 @@ Each stage writes into the run's folder, is skipped when its inputs are unchange
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from lmdistill.data import DataReport, Document, build_dataset, load_documents
 from lmdistill.doctor import examine, tokenizer_differences
 from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
 from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
+from lmdistill.evaluation.speakers import LocalSpeaker
+from lmdistill.evaluation.suites import Bench, check_suites, run_suites
+from lmdistill.evaluation.suites.judge import opened_judge
 from lmdistill.io import RunLock, write_json, write_text
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
@@ -56,6 +60,7 @@ from lmdistill.stages.prepare import (
 from lmdistill.stages.select import select_documents
 from lmdistill.stages.student import Student, construct_student, needs_calibration, tokenizer_for_calibration
 from lmdistill.stages.student_writer import StudentAtWork
+from lmdistill.stages.suites import run_all
 from lmdistill.stages.task_run import run_task
 from lmdistill.stages.train import Trained, carry_out, carry_out_part
 from lmdistill.stages.verdict import judge
@@ -350,6 +355,10 @@ def _evaluate(context: Context, work: _Work, student: Student, results: dict[Rol
         }
     evaluation, skipped = judge(context, student, results, work.heldout, train_set, foreign)
     _log(work, "evaluate", skipped)
+    documents = [document for found in work.sources.train.values() for document in found]
+    evaluation, there = run_all(context, evaluation, student, results, work.heldout, train_set, documents)
+    for name, was_there in there.items():
+        _log(work, name, was_there)
     return evaluation
 
 
@@ -391,9 +400,12 @@ def evaluate_models(
     """Score models that exist already, beside a teacher or not; nothing is written.
 
     The first model is the `student`; a second one takes the place of the `sft` baseline, a third that of `none`, under
-    their own names. All must share one tokenizer. Raises ModelError, DataError.
+    their own names. All must share one tokenizer, unless nothing but suites is asked for that compare text. Raises
+    ModelError, DataError, MissingExtra.
     """
     roles: list[Role] = ["student", "sft", "none"]
+    if spec.suites is not None:
+        check_suites(spec.suites)
     if not 1 <= len(models) <= len(roles):
         raise ModelError(f"{len(models)} models; between 1 and {len(roles)} can be compared at a time")
     place = pick_device(device)
@@ -404,17 +416,45 @@ def evaluate_models(
         subjects.append(
             Subject(role="teacher", label=teacher.model, model=load_model(teacher, dtype=dtype, device=place))
         )
+    share_tokens = bool(data) or spec.suites is None or spec.suites.fidelity is not None
     for role, model in zip(roles, models, strict=False):
-        _same_tokenizer(tokenizer, model)
+        if share_tokens:
+            _same_tokenizer(tokenizer, model)
         subjects.append(Subject(role=role, label=model.model, model=load_model(model, dtype=dtype, device=place)))
-    if teacher is not None:
+    if teacher is not None and share_tokens:
         _same_tokenizer(tokenizer, teacher)
     texts = {}
     for name, source in data.items():
         documents, report = load_documents(source, seed=seed, on_bad_rows="stop", progress=progress)
         settings = DataSpec(train=[source], max_length=max_length)
         texts[name] = build_dataset(documents, tokenizer, settings, seed=seed, report=report, progress=progress)
-    return evaluate(subjects, tokenizer, texts, spec, training_counts_V=None, seed=seed, progress=progress)
+    alone = spec if data else spec.model_copy(update={"speed": None})
+    found = evaluate(subjects, tokenizer, texts, alone, training_counts_V=None, seed=seed, progress=progress)
+    if spec.suites is None:
+        return found
+    named = [model for model in (teacher, *models) if model is not None]
+    instruction = spec.suites.instruction
+    judge_spec = None if instruction is None else instruction.judge
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        opened_judge(judge_spec, Path(folder), dtype, place, progress) as arbiter,
+    ):
+        bench = Bench(
+            speakers=[
+                LocalSpeaker(subject.role, subject.label, subject.model, load_tokenizer(model))
+                for subject, model in zip(subjects, named, strict=True)
+            ],
+            suites=spec.suites,
+            evaluation=spec,
+            seed=seed,
+            folder=Path(folder),
+            progress=progress,
+            texts=texts,
+            subjects=subjects if share_tokens else [],
+            vocabulary_size=len(tokenizer),
+            judge=arbiter,
+        )
+        return found.model_copy(update={"suites": run_suites(bench)})
 
 
 def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:

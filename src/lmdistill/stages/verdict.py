@@ -19,6 +19,12 @@ from lmdistill.stages.student import Student
 from lmdistill.stages.train import Trained
 
 STAGE = "evaluate"
+LABELS: Mapping[Role, str] = {
+    "teacher": "teacher",
+    "student": "student",
+    "none": "student, not trained",
+    "sft": "student, fine-tuned without the teacher",
+}
 
 
 def judge(
@@ -38,7 +44,7 @@ def judge(
     key = fingerprint_of(
         {role: result.fingerprint for role, result in results.items()},
         {name: fingerprint(dataset) for name, dataset in texts.items()},
-        recipe.evaluation.model_dump(mode="json"),
+        recipe.evaluation.model_dump(mode="json", exclude={"suites"}),  # stages of their own
         recipe.teacher.model_dump(mode="json"),
         recipe.seed,
     )
@@ -90,6 +96,5 @@ def _with_foreign(
 
 
 def _subject(context: Context, role: Role, folder: Path, kept_ids: Tensor | None) -> Subject:
-    labels = {"student": "student", "none": "student, not trained", "sft": "student, fine-tuned without the teacher"}
     model = load_model(ModelSpec(model=str(folder)), dtype=context.fast_dtype, device=context.device)
-    return Subject(role=role, label=labels[role], model=model, kept_ids=kept_ids)
+    return Subject(role=role, label=LABELS[role], model=model, kept_ids=kept_ids)
