@@ -135,6 +135,8 @@ def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
+    if "prefixItems" in schema:
+        return f"({', '.join(_kind(item, definitions) for item in schema['prefixItems'])})"
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'], definitions)}"
     if schema.get("type") == "object":
