@@ -32,6 +32,8 @@ class TaskData:
     """Rows by source."""
     heldout: dict[str, Dataset] = field(default_factory=dict)
     reports: dict[str, DataReport] = field(default_factory=dict)
+    made: dict[str, list[Example]] = field(default_factory=dict)
+    """Rows made of others, by a name for these."""
     sources: Sources = field(default_factory=Sources)
     """All texts, for what training and held-out rows share."""
 

@@ -1,47 +1,159 @@
-"""What a method adds to training on a task: hints, rows that are made, mixed rows, filters, retrieval."""
+"""What a method adds to training on a task: hints, rows that are made, mixed rows, filters, relations, retrieval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lmdistill.recipe import StageSpec
+from lmdistill.errors import RecipeError
+from lmdistill.io import write_bytes
+from lmdistill.recipe import HintSpec, ModelSpec, StageSpec, recipe_stages
+from lmdistill.recipe.task import AugmentSpec
+from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
-from lmdistill.stages.task_data import TaskData
+from lmdistill.stages.task_data import TaskData, kind_of, stage_rows
 from lmdistill.stages.task_train import TaskJob
-from lmdistill.tasks.objective import Extra
+from lmdistill.tasks.augment import Candidates, MaskedWords, Neighbours, augmented
+from lmdistill.tasks.hints import HintTerms
+from lmdistill.tasks.mix import MixedRows
+from lmdistill.tasks.models import load_task_model
+from lmdistill.tasks.objective import Extra, distance_of
+from lmdistill.tasks.retrieval import Relations, Retrieval, remember
 from lmdistill.tasks.rows import Example
 
 if TYPE_CHECKING:
     from lmdistill.stages.task_run import TaskRun, Teachers
 
+RELATIONS = "relations.safetensors"
+"""Where a run folder keeps the map that retrieval goes through."""
+
 
 def trainer_of(
     context: Context, data: TaskData, teachers: Teachers, stage: StageSpec, job: TaskJob
 ) -> Iterable[TaskJob]:
-    """The job with its teacher and further terms; the jobs that must come before it first."""
-    if job.objective.needs_teacher:
+    """The job with its teacher and further terms; jobs that must come before it are given first."""
+    task = data.task
+    own = job.kind == task.kind
+    wanted = job.objective.needs_teacher or (own and (task.retrieval or task.bilevel or task.filters))
+    if wanted:
         _, key = teachers.weights(job.kind)
         job = replace(job, teacher=lambda: teachers.model(job.kind), teacher_key=key)
-    yield job
+    parts: list[Any] = [[hint.model_dump(mode="json") for hint in job.objective.hints]]
+    if own:
+        parts += [each.model_dump(mode="json") for each in (task.mix, task.retrieval) if each is not None]
+    yield replace(job, extras=_extras(context, data, job, own), extras_key=parts)
 
 
-def extras_of(context: Context, data: TaskData, job: TaskJob) -> Callable[..., Sequence[Extra]]:
-    """The further terms of a job."""
-    return lambda student, teacher: ()
+def _extras(context: Context, data: TaskData, job: TaskJob, own: bool) -> Callable[..., Sequence[Extra]]:
+    """Makes the further terms of a job."""
+    task = data.task
+
+    def make(student: PreTrainedModel, teacher: PreTrainedModel | None) -> list[Extra]:
+        found: list[Extra] = []
+        hints = [hint for hint in job.objective.hints if hint.weight > 0 or hint.weight_end]
+        if hints:
+            assert teacher is not None
+            found.append(_hints(context, job, hints, student, teacher))
+        if own and task.retrieval is not None and task.retrieval.relation_weight:
+            assert teacher is not None
+            found.append(KeptRelations(context, Relations(task.retrieval, student, teacher)))
+        if own and task.mix is not None:
+            found.append(MixedRows(task.mix, job.kind, distance_of(job.objective, task.logits)))
+        return found
+
+    return make
+
+
+def _hints(
+    context: Context, job: TaskJob, hints: Sequence[HintSpec], student: PreTrainedModel, teacher: PreTrainedModel
+) -> HintTerms:
+    batch: dict[str, Any] | None = None
+    if any(hint.map == "cka" and hint.teacher is None for hint in hints):
+        rows = [job.dataset[place] for place in range(min(32, len(job.dataset)))]
+        batch = _on(job.collator(rows), context.device)
+    return HintTerms(hints, job.kind, student, teacher, calibration=batch, tell=context.note)
+
+
+class KeptRelations:
+    """`Relations` whose map is written into the run folder at the end, where retrieval looks for it."""
+
+    def __init__(self, context: Context, inner: Relations) -> None:
+        self._context = context
+        self._inner = inner
+        self.name, self.modules = inner.name, inner.modules
+        self.before, self.after = inner.before, inner.after
+
+    def __call__(self, said: Any) -> Tensor:
+        """The term of a batch."""
+        return self._inner(said)
+
+    def close(self) -> None:
+        """Keep the map and take the hooks away."""
+        self._inner.close()
+        weight = self._inner.projector.weight.detach().float().cpu().contiguous()
+        write_bytes(self._context.folder.file(RELATIONS), save({"weight": weight}))
 
 
 def made_rows(context: Context, data: TaskData, teachers: Teachers, stage: StageSpec, run: TaskRun) -> list[Example]:
-    """Rows that are made from the training rows of a stage."""
-    return []
+    """Rows that are made from the training rows of a stage; those of an equal stage are made once."""
+    spec, task = data.task.augment, data.task
+    if spec is None or kind_of(task, stage) != task.kind:
+        return []
+    keys = [f"{task.kind}:{source.model_dump_json()}" for source in stage.train or []]
+    name = fingerprint_of(keys)
+    if name not in data.made:
+        rows = [example for key in keys for example in data.examples[key]]
+        with context.progress.stage("augment", f"{spec.copies} copies of {len(rows):,} rows"):
+            data.made[name] = augmented(rows, spec, _candidates(context, data, teachers, spec), context.recipe.seed)
+        context.note(f"{len(data.made[name]):,} rows made of {len(rows):,}")
+    return data.made[name]
+
+
+def _candidates(context: Context, data: TaskData, teachers: Teachers, spec: AugmentSpec) -> Candidates:
+    table: Any = teachers.model(data.task.kind).get_input_embeddings()
+    near = Neighbours(table.weight, data.tokenizer, spec.candidates)
+    if spec.words == "neighbours":
+        return near
+    where = ModelSpec(model=spec.model) if spec.model else context.recipe.teacher
+    model, missing = load_task_model(
+        where, "masked_lm", [], dtype=context.fast_dtype, device=context.device, seed=context.recipe.seed
+    )
+    if missing:
+        raise RecipeError(
+            f"task.augment.words: masked_lm, but {where.model} has no trained head of that kind ({len(missing)} weights "
+            "are missing): name a masked language model in task.augment.model, or use words: neighbours"
+        )
+    return MaskedWords(model, data.tokenizer, near, spec.candidates)
 
 
 def retrieval_of(
     context: Context, data: TaskData, teachers: Teachers, model: PreTrainedModel
 ) -> Callable[[Tensor, Mapping[str, Any]], Tensor] | None:
-    """What becomes of the student's logits at test time."""
-    return None
+    """What becomes of the student's logits at test time; None where nothing is retrieved."""
+    spec, task = data.task.retrieval, data.task
+    if spec is None:
+        return None
+    stage = next(s for s in reversed(recipe_stages(context.recipe)) if kind_of(task, s) == task.kind)
+    rows, _ = stage_rows(data, stage, task.kind, context.recipe.data.max_length)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        collate = data.collator(task.kind)
+        for first in range(0, len(rows), task.batch_rows):
+            part = [rows[place] for place in range(first, min(len(rows), first + task.batch_rows))]
+            yield _on(collate(part), context.device)
+
+    weight = load_file(context.folder.file(RELATIONS))["weight"]
+    projector = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(context.device)
+    with torch.no_grad():
+        projector.weight.copy_(weight)
+    return Retrieval(remember(teachers.model(task.kind), batches(), task.kind), spec, model, projector)
+
+
+def _on(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

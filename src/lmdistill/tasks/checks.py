@@ -83,6 +83,4 @@ def check_length(recipe: Recipe) -> None:
     """Refuse texts that are longer than a model reads. Raises ModelError with both numbers."""
     room = getattr(load_config(recipe.teacher), "max_position_embeddings", None)
     if room is not None and recipe.data.max_length > room:
-        raise ModelError(
-            f"data.max_length = {recipe.data.max_length}, but the teacher reads at most {room} tokens"
-        )
+        raise ModelError(f"data.max_length = {recipe.data.max_length}, but the teacher reads at most {room} tokens")

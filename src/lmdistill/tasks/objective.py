@@ -26,6 +26,10 @@ CONTRAST_TEMPERATURE = 0.05
 """Softening of the cosines of pairs of embeddings in their cross-entropy, as sentence-transformers' scale of 20."""
 
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Of the student's and the teacher's logits, (N, C) each, row by row, (N,)."""
+
+
 class Extra(Protocol):
     """A further term: hints, mixed rows, filters. What it trains beside the student are its `modules`."""
 
@@ -34,6 +38,9 @@ class Extra(Protocol):
 
     def before(self, batch: dict[str, Any], student: nn.Module, teacher: PreTrainedModel | None) -> None:
         """Get ready to catch what the forward passes make."""
+
+    def after(self) -> None:
+        """The forward passes are done: catch no more."""
 
     def close(self) -> None:
         """Leave the models as they were."""
@@ -101,6 +108,8 @@ class TaskObjective:
             extra.before(batch, bare, self.teacher)
         teacher_NC = self._ask(batch)
         student_NC = outputs(model, batch, self.kind, bare=bare)
+        for extra in self.extras:
+            extra.after()
         said = Said(batch, model, bare, student_NC, self.teacher, teacher_NC, self.progress())
         own = max(1, len(student_NC))
         total = own if num_items is None else num_items
@@ -170,7 +179,7 @@ def similarities(embeddings_BH: Tensor) -> Tensor:
     return scores_BB[other].reshape(len(scores_BB), -1)
 
 
-def distance_of(spec: ObjectiveSpec, logits: LogitsSpec) -> Callable[[Tensor, Tensor], Tensor]:
+def distance_of(spec: ObjectiveSpec, logits: LogitsSpec) -> Distance:
     """The distance of logits that a recipe names: (student (N, C), teacher (N, C)) -> (N,)."""
     term, over = spec.divergence, logits.over_classes
     warm = {"temperature": term.temperature}
