@@ -44,6 +44,11 @@ FORMATS = [
         ("The answer is 5. The answer is 6.", VerifySpec(), None),
         ("The answer is 5. Wait. The answer is 6.", VerifySpec(several="last"), "6"),
         ("#### 5\nQ: another one\n#### 6", VerifySpec(), None),
+        (
+            "24 answers * 2 points/answer = <<24*2=48>>48 points.\nThe answer is <<66=66>>66\n#### 66",
+            VerifySpec(),
+            "66",
+        ),
         ("I think 72", VerifySpec(), None),
         ("#### 5\nThe answer is 6.", VerifySpec(answer="hash"), "5"),
         ("first 3, then 1,200 left.", VerifySpec(answer="last_number"), "1,200"),

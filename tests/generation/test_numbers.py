@@ -86,7 +86,9 @@ def test_no_text_is_too_strange(text: str) -> None:
     "text",
     [
         "1,5", "12,34", "1.2.3", "1/2/3", "1/0", "5 or 6", "5-3", "5 - 3", "1 - 1/2", "- 5", "10 cm by 5 cm", "12:30",
-        "not 5", "at least 5", "v2", "", "five", "1e999999999", "9" * 500, "1,2345", "between 3 and 4", "3 5/2",
+        "not 5", "at least 5", "v2", "", "five", "1e999999999", "9" * 500, "1,2345",
+        "12 and a half", "5 dozen", "2x", "2\\pi", "5i", "5k", "5 factorial", "3√2", "2^10",
+        "between 3 and 4", "3 5/2",
     ],
 )  # fmt: skip
 def test_what_can_be_read_in_two_ways_is_not_read(text: str) -> None:
@@ -110,6 +112,11 @@ def test_what_can_be_read_in_two_ways_is_not_read(text: str) -> None:
         ("１２ km", Fraction(12), "km"),
         (".5", Fraction(1, 2), ""),
         ("USD 5", Fraction(5), "$"),
+        ("25 (twenty-five)", Fraction(25), "(twenty-five)"),
+        ("16-ounce", Fraction(16), "ounce"),
+        ("$18 a day", Fraction(18), "$ a day"),
+        ("4 m", Fraction(4), "m"),
+        ("3 hours", Fraction(3), "hour"),
     ],
 )
 def test_readings(text: str, value: Fraction, unit: str) -> None:

@@ -28,10 +28,11 @@ _MOST_OBJECTS = 1_000
 _HASH = re.compile(r"^[ \t]*####[ \t]*(?!#)(.{0,500})", re.MULTILINE)
 _ARROW = re.compile(r"-->(?=([^\n]{0,500}))")
 _PHRASE = re.compile(
-    r"\banswer(?:[ \t]*\([^()\n]{0,60}\))?(?:[ \t]+to[^.\n:]{0,80})?[ \t*_]*"
+    r"(?<![/\w])answer(?:[ \t]*\([^()\n]{0,60}\))?(?:[ \t]+to[^.\n:]{0,80})?[ \t*_]*"
     r"(?:(?:\bis\b|\bequals\b)[ \t*_]*:?|[:=])[ \t*_]*(?:\n[ \t]*)?(?=([^\n]{0,500}))",
     re.IGNORECASE,
 )
+_CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes of what was computed
 _SENTENCE_END = re.compile(
     r"(?<!\bSt)(?<!\bMt)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bJr)(?<!\bvs)[.!?;](?=[*_`\"')\]]*(?:\s|$))"
 )
@@ -62,6 +63,8 @@ def extract_answer(response: str, spec: VerifySpec) -> Extracted:
     """
     if len(response) > LONGEST_RESPONSE:
         return Extracted(None, f"the response has {len(response)} characters, more than {LONGEST_RESPONSE}")
+    if spec.kind == "number" and spec.answer != "program":
+        response = _CALCULATOR.sub("", response)
     found = [part for part in (text.strip() for text in _READERS[spec.answer](response, spec)) if part]
     if len(found) > MOST_MARKS:
         return Extracted(None, f"the response marks more than {MOST_MARKS} answers")

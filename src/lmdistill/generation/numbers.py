@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lmdistill.generation.units import CURRENCIES, clean_unit
+from lmdistill.generation.units import CURRENCIES, clean_unit, known_unit
 
 MOST_DIGITS = 400
 """Longer numbers, and exponents beyond this, are not read: an exponent of a billion would fill the memory."""
@@ -101,7 +101,7 @@ def parse_quantity(text: str) -> Quantity | None:
     if not numbers:
         return None
     first, rest = numbers[0], text[numbers[0].end :].strip()
-    if not _BEFORE.fullmatch(text[: first.start]) or _in_unit(rest) != len(numbers) - 1:
+    if not _BEFORE.fullmatch(text[: first.start]) or _in_unit(rest) != len(numbers) - 1 or _goes_on(rest):
         return None
     touching = first.quantity.unit
     if touching and clean_unit(rest) in ("", "usd", "dollar", "us dollar", touching):
@@ -128,6 +128,24 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _POWER_OF_UNIT = re.compile(r"[A-Za-z](?:\^\{?|\*\*)?([0-9])\}?(?![0-9])")
+
+
+# What behind a number makes another one of it: `12 and a half`, `5 dozen`, `2x`, `3\\pi`, `5k`.
+_MORE = re.compile(
+    r"(?:and\s+)?an?\s+(?:half|third|quarter|fifth|tenth)\b|half\b|dozens?\b|score\b|gross\b|hundreds?\b|thousands?\b"
+    r"|squared\b|cubed\b|factorial\b|plus\b|minus\b|times\b|divided\b|over\b|or\b|to\b|and\b|[-+*/^=<>()√\\]",
+    re.IGNORECASE,
+)
+
+
+def _goes_on(rest: str) -> bool:
+    """Whether what follows a number changes it; a letter by itself is a variable or a multiple unless it is a unit."""
+    letter = re.match(r"([A-Za-zπ])(?![A-Za-z'])", rest)
+    if letter is not None and letter.group(1).lower() != "a":  # `18 a day`
+        return known_unit(letter.group(1).lower()) is None
+    hyphen = rest.startswith("-") and rest[1:2].isalpha()  # `16-ounce`
+    comment = re.fullmatch(r"\([^()]*\)", rest) is not None  # `25 (twenty-five)`
+    return not hyphen and not comment and _MORE.match(rest) is not None
 
 
 def _in_unit(rest: str) -> int:
