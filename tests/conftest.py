@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -31,6 +32,7 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # accelerate collects garbage in every run: what is imported by now need not be looked through again
 
 
 @pytest.fixture(scope="session")

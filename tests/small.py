@@ -44,6 +44,16 @@ SMALL_WRITING: dict[str, list[str]] = {
     "socratic": ["generation.seeds.0.limit=6", "generation.ask.samples=2"],
     "pad": ["generation.seeds.0.limit=6", "generation.ask.samples=2"],
     "mcc_kd": ["generation.seeds.0.limit=4"],
+    "scott": ["generation.seeds.0.limit=5", "generation.contrastive={max_tokens: 8, wrong_samples: 2}"],
+    "kard": [
+        "generation.seeds.0.limit=5",
+        "generation.ask.samples=4",
+        "generation.retrieved={corpus: ROOT/recipes/data/passages.jsonl, steps: 2}",
+    ],
+    "symbolic_kd": [
+        "generation.seeds.0.limit=4",
+        "generation.triples.labelled=ROOT/recipes/data/triples.jsonl",
+    ],
     "fine_tune_cot": ["generation.seeds.0.limit=8", "generation.ask.samples=2"],
 }
 """By the name of the method, what makes its questions to the teacher few; the recording answers just these."""
@@ -112,7 +122,7 @@ def _small_generation(plain: Recipe, tiny: Path, text: Path, speed: bool) -> lis
         overrides.append(f"student.model={{model: {tiny}}}")
     if plain.student.depth is not None:
         overrides.append("student.depth={keep: 2, importance: uniform}")
-    return overrides + SMALL_WRITING.get(method, [])
+    return overrides + [change.replace("ROOT", str(ROOT)) for change in SMALL_WRITING.get(method, [])]
 
 
 def small(recipe: Path, tiny: Path, text: Path, folder: Path, speed: bool = False) -> Recipe:
