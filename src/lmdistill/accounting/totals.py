@@ -9,15 +9,15 @@ from lmdistill.accounting.energy import watts_assumed
 from lmdistill.accounting.records import Accounting, ApiCost, Energy, Part, StageCost, Total, Totals
 from lmdistill.recipe import AccountingSpec
 
-_TEACHERS = ("generate-", "label-", "select-")
-_COMPARISONS = ("evaluate", "sft")
+_TEACHERS = ("generate-", "label-", "select-", "teacher-")
+_COMPARISONS = ("sft-", "suite-")
 
 
 def role_of(stage: str) -> Part:
     """Whom a stage of this name serves."""
-    if stage.startswith(_TEACHERS):
+    if stage == "teacher" or stage.startswith(_TEACHERS):
         return "teacher"
-    return "comparison" if stage in _COMPARISONS or stage.startswith("sft-") else "student"
+    return "comparison" if stage in ("evaluate", "sft") or stage.startswith(_COMPARISONS) else "student"
 
 
 def account(

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from lmdistill.accounting import forward_flops
 from lmdistill.data import Collator, DataReport, Document
 from lmdistill.errors import DataError, RecipeError
 from lmdistill.models import output_head, save_model
-from lmdistill.recipe import ObjectiveSpec, Recipe, StageSpec, TrajectoriesSpec, merge, recipe_stages
+from lmdistill.recipe import ObjectiveSpec, Recipe, SourceSpec, StageSpec, TrajectoriesSpec, merge, recipe_stages
 from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.jobs import Job
@@ -116,7 +115,7 @@ def calibrate(recipe: Recipe, context: Context) -> tuple[Calibration, Student, S
     tokenizer = tokenizer_for_calibration(context)
     stages = recipe_stages(recipe)
     for stage in stages:
-        documents, report = stage_documents(sources, stage)
+        documents, report = stage_documents(sources, stage, _not_written)
         found.texts[stage.name] = _encoded(context, documents, tokenizer, f"train-{stage.name}", report)
     for name, documents in sources.heldout.items():
         found.heldout[name] = _encoded(context, documents, tokenizer, f"heldout-{name}", DataReport())
@@ -137,7 +136,7 @@ def _stage(context: Context, found: Calibration, student: Student, stage: StageS
     assert stage.trajectories is not None
     assert stage.objective is not None
     text = found.texts[stage.name]
-    documents, _ = stage_documents(sources, stage)
+    documents, _ = stage_documents(sources, stage, _not_written)
     dataset, store = text.dataset, None
     if stage.trajectories.teacher_writes or stage.trajectories.on_policy:
         dataset = _written(context, found, student, stage, documents)
@@ -269,9 +268,9 @@ def _rows(stage: StageSpec) -> int:
     return rows * (1 if accumulation > 2 else accumulation)
 
 
-def teacher_forward(context: Context, tokens: float) -> float:
-    """Operations of the teacher's forward pass."""
-    return forward_flops(context.teacher, tokens, context.recipe.data.max_length)
+def _not_written(source: SourceSpec) -> tuple[list[Document], DataReport]:
+    """Text that an API has yet to write. Raises RecipeError."""
+    raise RecipeError(f"{source.path}: an API writes this text during the run, so that no step can be taken on it now")
 
 
 @dataclass
