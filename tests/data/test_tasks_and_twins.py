@@ -1,4 +1,4 @@
-"""Rows of several tasks, rows in pairs, and responses of which a part is given: what the columns of the data set say."""
+"""Rows of several tasks, rows in pairs, responses of which a part is given: what the columns of the data set say."""
 
 from __future__ import annotations
 

@@ -117,6 +117,10 @@ class RowEncoder:
         learnt = list(row.answers)
         if document.given:
             learnt[-1] = (_place(row, document, document.given), learnt[-1][1])
+        if document.learnt:
+            spans = [(_place(row, document, start), _place(row, document, end)) for start, end in document.learnt]
+            # The last one reaches to the end of the answer, so that its end marker is learnt too.
+            learnt[-1:] = [*spans[:-1], (spans[-1][0], learnt[-1][1])]
         part = None if document.span is None else tuple(_place(row, document, border) for border in document.span)
         borders = [border for answer in (*row.answers, *learnt, *([part] if part else [])) for border in answer]
         begin_L = _begins(row.text, encoding, borders)

@@ -44,9 +44,9 @@ def build_dataset(
 
     Columns, for a sequence of L tokens: `input_ids` (L); `labels` (L), the id itself or -100 where there is no loss,
     **not** shifted, -100 at the first token of every row; `position_ids` (L), from 0 in every row; `row_ids`, the ids
-    of its documents in order. With `spec.balance`, `loss_weights` (L) of each label; where rows make pairs, `twins` (L),
-    the place in the sequence of the label that shall be predicted alike, or -1; a pair is a sequence of its own, which
-    may be twice as long. Raises DataError, with counts, where nothing is left.
+    of its documents in order. With `spec.balance`, `loss_weights` (L) of each label; where rows make pairs, `twins`
+    (L), the place in the sequence of the label that shall be predicted alike, or -1; a pair is a sequence of its own,
+    which may be twice as long. Raises DataError, with counts, where nothing is left.
     """
     if spec.shuffle:
         documents = shuffled(documents, seed, "shuffle")

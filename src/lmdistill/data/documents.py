@@ -63,6 +63,8 @@ class Document:
     """What kind of row it is, where there are several (`data.balance`)."""
     given: int = field(default=0, compare=False)
     """Characters at the beginning of the response that the student reads and does not learn."""
+    learnt: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """Characters of the response, from and to, that alone are learnt; what stands between them is read."""
     twin: str = field(default="", compare=False)
     """Name that it shares with the one other row that it makes a pair with."""
     span: tuple[int, int] | None = field(default=None, compare=False)

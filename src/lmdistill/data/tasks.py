@@ -16,8 +16,8 @@ from lmdistill.errors import DataError
 def task_weights(pieces: Sequence[Piece], balance: Mapping[str, float] | None) -> dict[str, float] | None:
     """The weight of a trained token by its row's task; None where all count alike.
 
-    Rows without any task (held-out text, the baseline's own answers) are left alone. Raises DataError where the tasks of
-    the rows are not those of `data.balance`.
+    Rows without any task (held-out text, the baseline's own answers) are left alone. Raises DataError where the tasks
+    of the rows are not those of `data.balance`.
     """
     if balance is None or not any(piece.row.task for piece in pieces):
         return None

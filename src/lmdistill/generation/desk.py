@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from lmdistill.errors import RecipeError
@@ -32,6 +33,8 @@ Student = Callable[[Sequence[str]], list[str]]
 Scorer = Callable[[Sequence[tuple[str, str]]], list[float]]
 """Mean negative log-probability, in nats a token, that the student gives to each response behind its prompt; an empty
 prompt is none: the response stands alone."""
+Contraster = Callable[[Sequence[tuple[str, str]]], list[str]]
+"""What the teacher's own weights write that fits the first prompt of each pair more than the second."""
 Checker = Callable[[str, Seed], tuple[Verdict, str]]
 """Whether a response answers a seed, and why one thinks so."""
 
@@ -54,6 +57,10 @@ class Desk:
     """The student, where the maker lets it write."""
     scorer: Scorer | None = None
     """How hard the student finds texts, where the maker wants to know."""
+    contraster: Contraster | None = None
+    """The teacher's weights on this machine, where the maker decodes with them."""
+    folder: Path | None = None
+    """Where the round's files lie; a maker may put a model of its own there."""
     checker: Checker | None = None
     """How responses are verified (`generation.verify`)."""
     stamp: Callable[[Sequence[str]], str] = lambda keys: ""
@@ -83,6 +90,15 @@ class Desk:
                 f"generation.maker: {self.spec.maker} measures the student, but there is none in this run"
             )
         return self.scorer(pairs)
+
+    def contrast(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
+        """Texts by contrastive decoding. Raises RecipeError where the teacher's weights are not on this machine."""
+        if self.contraster is None:
+            raise RecipeError(
+                f"generation.maker: {self.spec.maker} needs the teacher's weights on this machine. With serve: "
+                "llamacpp they are; beside another server teacher can name them (teacher: {model: ...}, api: {...})"
+            )
+        return self.contraster(prompts)
 
     def check(self, response: str, seed: Seed) -> tuple[Verdict, str]:
         """Whether a response is right: correct, incorrect or unverifiable, and why."""

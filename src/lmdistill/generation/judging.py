@@ -1,22 +1,20 @@
-"""What a maker asks of verification: the final answer of a text, the verdict on it, and whether to go on asking.
+"""What a maker asks of verification: the final answer of a text, and the verdict on it.
 
 A seed's answer may be a whole solution: what is compared is its final answer, where one is marked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from lmdistill.generation.comparison import Checked
 from lmdistill.generation.final_answer import extract_answer
-from lmdistill.generation.pass_rate import Decision, keep_sampling, pass_rate_curve
 from lmdistill.generation.puzzles import puzzle_request
-from lmdistill.generation.types import Seed, Verdict
+from lmdistill.generation.types import Seed
 from lmdistill.generation.verify import Verifier
-from lmdistill.recipe import PassRateSpec, VerifySpec
+from lmdistill.recipe import VerifySpec
 
 
 class Judge:
@@ -57,27 +55,17 @@ class Judge:
             return Checked("unverifiable", answer, "no right answer is known")
         return self._verifier.compare(answer, right)
 
+    def check(self, response: str, seed: Seed) -> Checked:
+        """The verdict on a whole response, whose final answer is found, or computed, first."""
+        return self._verifier.verify(response, self.right_answer(seed))
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two answers are one."""
+        return self._verifier.compare(one, other).verdict == "correct"
+
     def right_answer(self, seed: Seed) -> str | None:
         """The answer that a seed is known to have."""
         if seed.answer is None:
             return None
-        return extract_answer(seed.answer, self.spec).answer or seed.answer
-
-
-class Spending:
-    """The verdicts of each question so far, and whether further samples pay."""
-
-    def __init__(self, seeds: Iterable[str], spec: PassRateSpec) -> None:
-        self.spec = spec
-        self.verdicts: dict[str, list[Verdict]] = {seed: [] for seed in seeds}
-
-    def add(self, seed: str, verdict: Verdict) -> None:
-        """One more answer to a question; one that failed counts as unverifiable."""
-        self.verdicts[seed].append(verdict)
-
-    def decide(self) -> Decision:
-        """Whether one more sample of each question is worth it: not where the pass-rate curve is flat."""
-        found = list(self.verdicts.values())
-        if not any(verdict != "unverifiable" for one in found for verdict in one):
-            return Decision(True, "nothing could be verified, so no curve says when to stop")
-        return keep_sampling(pass_rate_curve(found), self.spec)
+        marked = self.spec.model_copy(update={"answer": "marked"})
+        return extract_answer(seed.answer, marked).answer or seed.answer

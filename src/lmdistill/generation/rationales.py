@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lmdistill.generation.desk import Desk, asked, chat, failed, filled, sampling_of
-from lmdistill.generation.judging import Judge, Spending
+from lmdistill.generation.judging import Judge
 from lmdistill.generation.types import Drop, Example, Seed, Verdict
+from lmdistill.generation.waves import in_waves
 from lmdistill.recipe import RationaleSpec
 from lmdistill.teachers.api_types import PROMPT, Answer, Message, Request
 
@@ -105,20 +106,16 @@ def rationales(
     desk: Desk, seeds: Sequence[Seed], enough: Callable[[Seed], bool] = lambda seed: False
 ) -> Iterator[Rationale | Drop]:
     """All rationales that are asked for, wave by wave; `enough` says of a seed that no more are wanted."""
-    most, wave = desk.spec.ask.samples, desk.spec.rationales.wave
-    spending = Spending((seed.id for seed in seeds), desk.spec.pass_rate)
-    wanted = list(seeds)
     with Judge(desk.spec.verify) as judge:
-        for first in range(0, most, wave):
-            for found in _wave(desk, judge, wanted, range(first, min(most, first + wave))):
-                rationale = isinstance(found, Rationale)
-                spending.add(*((found.seed.id, found.verdict) if rationale else (found.example.seed, "unverifiable")))
-                yield found
-            wanted = [seed for seed in wanted if not enough(seed)]
-            decision = spending.decide()
-            if first + wave < most and not decision.go_on:
-                desk.progress.note(f"no further rationales are asked for: {decision.reason}")
-                return
+
+        def wave(wanted: Sequence[Seed], samples: range) -> Iterator[tuple[str, Verdict, Rationale | Drop]]:
+            for found in _wave(desk, judge, wanted, samples):
+                if isinstance(found, Drop):
+                    yield found.example.seed, "unverifiable", found
+                else:
+                    yield found.seed.id, found.verdict, found
+
+        yield from in_waves(desk, seeds, wave, enough)
 
 
 def _wave(desk: Desk, judge: Judge, seeds: Sequence[Seed], samples: range) -> Iterator[Rationale | Drop]:

@@ -28,8 +28,8 @@ METHOD = Method(
         "generation": {"seeds": [{"path": "recipes/data/sums.jsonl", "answer": "response", "limit": 32}]},
     },
     notes=(
-        "Published: D = 1 to 64 rationales of each question at temperature 0.7, at most 128 tokens, learning rate 3e-4, "
-        "batches of 8, 20 epochs; most of the gain is there at D = 8.",
+        "Published: D = 1 to 64 rationales of each question at temperature 0.7, at most 128 tokens, learning rate "
+        "3e-4, batches of 8, 20 epochs; most of the gain is there at D = 8.",
         "Published with text completions (generation.rationales.completions: true) of text-davinci-002; by default the "
         "two questions are turns of a chat, which is what today's servers are for.",
         "A right answer is no proof of a right rationale: the publication finds wrong steps in a quarter of them.",

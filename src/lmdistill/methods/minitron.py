@@ -21,7 +21,7 @@ METHOD = Method(
     notes=(
         "Say how much to keep: student.width (intermediate, heads, hidden) and student.depth (keep).",
         "The authors prefer width to depth at their sizes (up to 15B parameters) and drop cross-entropy; when depth "
-        "shrinks much they add losses on hidden states, of which objective.hidden_cosine is the one here.",
+        "shrinks much they add losses on hidden states: the method minitron_hidden.",
         "They rank on 1,024 calibration samples and start from the trained teacher; student.calibration_tokens is "
         "smaller here so that a laptop can do it.",
     ),

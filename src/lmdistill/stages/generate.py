@@ -36,6 +36,7 @@ from lmdistill.recipe import PreferenceSpec, Recipe, SeedSpec, SourceSpec
 from lmdistill.recipe.data import GENERATED
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
+from lmdistill.stages.contrast_writer import contrast_writer
 from lmdistill.stages.student_writer import StudentAtWork
 from lmdistill.teachers import ApiTeacher
 from lmdistill.teachers.api_types import Answer
@@ -112,6 +113,8 @@ def make_data(
             writer=worker.answer if worker is not None else None,
             scorer=worker.difficulty if worker is not None else None,
             stamp=teacher.ledger.time_of,
+            contraster=None if recipe.teacher_is_remote else contrast_writer(context, spec.contrastive),
+            folder=folder,
         )
         verifier = owned.enter_context(Verifier(spec.verify)) if spec.verify is not None else None
         if verifier is not None:
