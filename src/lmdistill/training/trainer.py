@@ -56,9 +56,17 @@ class DistillTrainer(Trainer):
         # trained tokens of the accumulated batch is wanted, counted over the shifted labels.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
+        hints = getattr(objective, "hints", None)
+        if hints is not None:
+            hints.progress = self.progress
+            hints.step = lambda: self.state.global_step
         self.ledger = LossLedger()
         self.callback_handler.callbacks.insert(0, self.ledger)
         self.add_callback(FiniteGradients())
+
+    def progress(self) -> float:
+        """The share of training that is done."""
+        return self.clock.progress(self.state.global_step, self.state.max_steps)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's optimiser; what is trained beside the student (projections) is a group of its own."""
@@ -66,12 +74,15 @@ class DistillTrainer(Trainer):
         optimiser = super().create_optimizer(*args, **kwargs)
         beside = self._beside()
         if made and beside:
-            optimiser.add_param_group({"params": beside, "weight_decay": 0.0})
+            hints = getattr(self.objective, "hints", None)
+            groups = [{"params": beside}] if hints is None else hints.parameter_groups()
+            for group in groups:
+                optimiser.add_param_group({**group, "weight_decay": 0.0})
         return optimiser
 
     def _beside(self) -> list[nn.Parameter]:
         """What is trained beside the student."""
-        projectors = getattr(self.objective.aligned, "projectors", None)
+        projectors = getattr(self.objective.aligned, "projectors", None) or getattr(self.objective, "hints", None)
         return [] if projectors is None else list(projectors.parameters())
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -82,7 +93,7 @@ class DistillTrainer(Trainer):
         beside = self._beside()
         own = (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if not beside or self.accelerator.distributed_type in own:
-            return super()._clip_grad_norm(model)
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         return self.accelerator.clip_grad_norm_([*model.parameters(), *beside], self.args.max_grad_norm)
 
     def get_batch_samples(
