@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lmdistill.doctor import Diagnosis
     from lmdistill.evaluation import Evaluation
     from lmdistill.evaluation.results import Interval, ModelScores
+    from lmdistill.evaluation.suite_results import SuiteResult, SuiteSet
 
 _PIPE_WIDTH = 120
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "cyan"), "warning": ("!", "yellow"), "error": ("✗", "bold red")}
@@ -154,6 +155,9 @@ def scores(evaluation: Evaluation, columns: int) -> RenderableType:
             sizes.add_row(clean(model.label), *numbers, *rest)
     if sizes.row_count:
         parts += [sizes, ""]
+    parts += [
+        part for result in evaluation.suites for found in result.sets for part in (*_suite_set(result, found), "")
+    ]
     interval = f"{evaluation.confidence:.0%} intervals from {evaluation.bootstrap_samples:,} resamplings of sequences"
     return Group(*parts, Text(interval, style="dim"))
 
@@ -195,6 +199,41 @@ def _written(name: str, models: list[ModelScores], columns: int) -> Table:
         cells = [_interval(getattr(found, key), percent) for _, key, percent, _ in measures]
         table.add_row(clean(model.label), *cells)
     return table
+
+
+def _suite_set(result: SuiteResult, found: SuiteSet) -> list[RenderableType]:
+    """One set of a suite: its measures, comparisons with what they could detect, and what is to be said of it."""
+    from lmdistill.report.suites import comparison_row, name_of
+
+    names = list(dict.fromkeys(name for model in found.models for name in model.measures))
+    title = Text.assemble((f"{result.suite}: {clean(found.name)}", "bold"), (f"  {found.items:,} items", "dim"))
+    table = _table(title=title, title_justify="left")
+    table.add_column("measure")
+    for model in found.models:
+        table.add_column(clean(model.label), justify="right", overflow="fold")
+    for name in names:
+        cells = [
+            _suite_cell(model.measures[name].interval, name) if name in model.measures else "" for model in found.models
+        ]
+        table.add_row(Text(name_of(name), style="bold" if name == found.main else ""), *cells)
+    parts: list[RenderableType] = [table]
+    rows = [comparison_row(c) for c in found.comparisons if c.measure == found.main]
+    labels = {model.role: clean(model.label) for model in found.models}
+    for row in rows:
+        text = f"student minus {labels[row['other']]}: {row['difference']} ({row['range']}), smallest detectable "
+        text += f"{row['detectable']}, p {row['p']} ({row['test']}), corrected {row['p_adjusted'] or 'not'}: "
+        parts.append(Text(text + (row["verdict"] or "no better side")))
+    parts += [Text(f"ceiling: {clean(found.ceiling)}", style="dim")] if found.ceiling else []
+    parts += [Text(clean(note), style="dim") for note in found.notes]
+    return parts
+
+
+def _suite_cell(interval: Interval, name: str) -> Text:
+    from lmdistill.report.suites import form_of
+
+    form = form_of(name)
+    value, low, high = (form.format(number) for number in (interval.value, interval.low, interval.high))
+    return Text.assemble(value, (f"\n{low}–{high}", "dim") if low != high else "", justify="right")
 
 
 def _interval(interval: Interval | None, percent: bool) -> Text:

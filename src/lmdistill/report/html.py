@@ -22,6 +22,7 @@ from lmdistill.report.responses import answered_texts, response_table
 from lmdistill.report.responses import shown as shown_interval
 from lmdistill.report.run_data import RunData, read_run
 from lmdistill.report.sentences import summary_of
+from lmdistill.report.suites import suites_of
 from lmdistill.report.task import task_differences, task_tables
 
 _METRICS = (
@@ -76,6 +77,7 @@ def page_of(run: RunData) -> str:
         task_tables=task_tables(run),
         task_differences=task_differences(run),
         differences=_differences(run),
+        suites=suites_of(run),
         responses=[response_table(run, text) for text in answered_texts(run)],
         heat=[_heat(found) for found in (run.evaluation.heat if run.evaluation else ())],
         heat_levels=HEAT_LEVELS,

@@ -1,7 +1,8 @@
 """Efficiency: speed, latency percentiles, memory and size on this machine, and acceptance as a draft.
 
-Latencies are those of single tokens decoded greedily one by one with a key-value cache, of one sequence. Intervals and
-tests are over these tokens: they say how steady this measurement is, not what another machine would show.
+Latencies are those of single tokens decoded greedily one by one with a key-value cache, of one sequence. Intervals are
+over these tokens: they say how steady this measurement is, not what another hour or machine would show, and a machine
+that others use drifts from model to model. So timings are shown side by side and not tested against each other.
 
 Shape legend: I tokens, R one estimate and its resamplings.
 """
@@ -25,13 +26,6 @@ from lmdistill.evaluation.suites.types import Bench, Column, Outcome, Suite, Tab
 from lmdistill.models import count_parameters
 from lmdistill.recipe import EfficiencySpec, ResponsesSpec, SpeedSpec
 
-LOWER_IS_BETTER = {
-    "decode_tokens_per_second": False,
-    "latency_p50_ms": True,
-    "latency_p90_ms": True,
-    "latency_p99_ms": True,
-}
-"""What is compared; sizes and single measurements are no samples."""
 _BEGINNINGS = (
     "The river rises in the mountains and",
     "In the morning she went to the market to",
@@ -89,7 +83,7 @@ def run(bench: Bench, spec: EfficiencySpec) -> list[Outcome]:
             tables=tables,
             clusters=range(count),
             main="decode_tokens_per_second",
-            lower_is_better=LOWER_IS_BETTER,
+            lower_is_better={},
             notes=notes,
         )
     ]
