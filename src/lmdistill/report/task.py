@@ -49,7 +49,7 @@ def task_tables(run: RunData) -> list[dict[str, Any]]:
         ]
         scores = models[0].task[text]
         tables.append(
-            {"text": text, "rows_scored": scores.rows, "items": scores.items, "models": models, "rows": rows}
+            {"text": text, "rows_scored": scores.rows, "labels_scored": scores.items, "models": models, "rows": rows}
             | {"by_teacher": scores.reference == "teacher"}
         )
     return tables

@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from lmdistill.errors import RecipeError
 from lmdistill.io import write_bytes
 from lmdistill.recipe import HintSpec, ModelSpec, StageSpec, recipe_stages
-from lmdistill.recipe.task import AugmentSpec
+from lmdistill.recipe.task import AugmentSpec, BilevelSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.stages.task_data import TaskData, kind_of, stage_rows
+from lmdistill.stages.task_filters import learn_filters, matching
 from lmdistill.stages.task_train import TaskJob
 from lmdistill.tasks.augment import Candidates, MaskedWords, Neighbours, augmented
+from lmdistill.tasks.bilevel import BilevelTrainer, split_quiz
 from lmdistill.tasks.hints import HintTerms
 from lmdistill.tasks.mix import MixedRows
 from lmdistill.tasks.models import load_task_model
@@ -35,19 +37,31 @@ RELATIONS = "relations.safetensors"
 
 
 def trainer_of(
-    context: Context, data: TaskData, teachers: Teachers, stage: StageSpec, job: TaskJob
+    context: Context, data: TaskData, teachers: Teachers, stage: StageSpec, job: TaskJob, run: TaskRun
 ) -> Iterable[TaskJob]:
     """The job with its teacher and further terms; jobs that must come before it are given first."""
     task = data.task
     own = job.kind == task.kind
-    wanted = job.objective.needs_teacher or (own and (task.retrieval or task.bilevel or task.filters))
-    if wanted:
+    if job.objective.needs_teacher or (own and (task.retrieval or task.bilevel or task.filters)):
         _, key = teachers.weights(job.kind)
-        job = replace(job, teacher=lambda: teachers.model(job.kind), teacher_key=key)
-    parts: list[Any] = [[hint.model_dump(mode="json") for hint in job.objective.hints]]
+        moves = own and task.bilevel is not None
+        job = replace(job, teacher=lambda: teachers.model(job.kind, trained=moves), teacher_key=key)
+    parts: list[Any] = [[hint.model_dump(mode="json") for hint in job.objective.hints], job.objective.block_inputs]
     if own:
-        parts += [each.model_dump(mode="json") for each in (task.mix, task.retrieval) if each is not None]
+        given = (task.mix, task.retrieval, task.filters, task.bilevel)
+        parts += [each.model_dump(mode="json") for each in given if each is not None]
+    if own and task.bilevel is not None:
+        job = _bilevel(context, data, task.bilevel, job)
+    if own and task.filters is not None:
+        job, learn = learn_filters(context, data, teachers, task.filters, job, run)
+        yield learn
     yield replace(job, extras=_extras(context, data, job, own), extras_key=parts)
+
+
+def _bilevel(context: Context, data: TaskData, spec: BilevelSpec, job: TaskJob) -> TaskJob:
+    rows, quiz = split_quiz(job.dataset, spec.quiz_share, context.recipe.seed)
+    options = {"quiz": quiz, "bilevel": spec, "logits": data.task.logits}
+    return replace(job, dataset=rows, trainer=BilevelTrainer, trainer_options=options)
 
 
 def _extras(context: Context, data: TaskData, job: TaskJob, own: bool) -> Callable[..., Sequence[Extra]]:
@@ -60,6 +74,9 @@ def _extras(context: Context, data: TaskData, job: TaskJob, own: bool) -> Callab
         if hints:
             assert teacher is not None
             found.append(_hints(context, job, hints, student, teacher))
+        if own and task.filters is not None:
+            assert teacher is not None
+            found.append(matching(context, data, task.filters, student, teacher))
         if own and task.retrieval is not None and task.retrieval.relation_weight:
             assert teacher is not None
             found.append(KeptRelations(context, Relations(task.retrieval, student, teacher)))
@@ -73,11 +90,17 @@ def _extras(context: Context, data: TaskData, job: TaskJob, own: bool) -> Callab
 def _hints(
     context: Context, job: TaskJob, hints: Sequence[HintSpec], student: PreTrainedModel, teacher: PreTrainedModel
 ) -> HintTerms:
-    batch: dict[str, Any] | None = None
-    if any(hint.map == "cka" and hint.teacher is None for hint in hints):
-        rows = [job.dataset[place] for place in range(min(32, len(job.dataset)))]
-        batch = _on(job.collator(rows), context.device)
-    return HintTerms(hints, job.kind, student, teacher, calibration=batch, tell=context.note)
+    rows = [job.dataset[place] for place in range(min(32, len(job.dataset)))]
+    return HintTerms(
+        hints,
+        job.kind,
+        student,
+        teacher,
+        batch=_on(job.collator(rows), context.device),
+        block_inputs=job.objective.block_inputs == "teacher",
+        seed=context.recipe.seed,
+        tell=context.note,
+    )
 
 
 class KeptRelations:
@@ -87,7 +110,7 @@ class KeptRelations:
         self._context = context
         self._inner = inner
         self.name, self.modules = inner.name, inner.modules
-        self.before, self.after = inner.before, inner.after
+        self.before, self.between, self.after = inner.before, inner.between, inner.after
 
     def __call__(self, said: Any) -> Tensor:
         """The term of a batch."""
@@ -126,8 +149,8 @@ def _candidates(context: Context, data: TaskData, teachers: Teachers, spec: Augm
     )
     if missing:
         raise RecipeError(
-            f"task.augment.words: masked_lm, but {where.model} has no trained head of that kind ({len(missing)} weights "
-            "are missing): name a masked language model in task.augment.model, or use words: neighbours"
+            f"task.augment.words: masked_lm, but {where.model} has no trained head of that kind ({len(missing)} "
+            "weights are missing): name a masked language model in task.augment.model, or use words: neighbours"
         )
     return MaskedWords(model, data.tokenizer, near, spec.candidates)
 

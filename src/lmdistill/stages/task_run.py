@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lmdistill.evaluation import Role
 from lmdistill.evaluation.results import Evaluation
 from lmdistill.io import read_json, write_json
 from lmdistill.models import load_config, load_tokenizer, model_fingerprint, save_model
+from lmdistill.packages import resolve_path
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, StageSpec, recipe_stages
 from lmdistill.recipe.task import TaskKind
 from lmdistill.run_folder import fingerprint as fingerprint_of
@@ -68,6 +70,10 @@ class Teachers:
         if kind not in self._folders:
             self._folders[kind] = self._prepared(kind)
         return self._folders[kind]
+
+    def folder(self, spec: ModelSpec) -> Path:
+        """The folder of weights that `weights` named."""
+        return Path(resolve_path(spec.model)).expanduser()
 
     def model(self, kind: TaskKind, *, trained: bool = False) -> PreTrainedModel:
         """The teacher for a kind of task, frozen; one of its own in float32 where it is `trained` too."""
@@ -250,7 +256,7 @@ def _trained(
             collator=data.collator(kind),
             seconds=None if minutes is None or not own else 60 * minutes,
         )
-        jobs += [*trainer_of(context, data, teachers, stage, job)] if own else [job]
+        jobs += [*trainer_of(context, data, teachers, stage, job, run)] if own else [job]
     target = context.folder.file("student" if own else f"baselines/{role}")
     trained = train_task(context, start, jobs, target)
     for job in jobs:

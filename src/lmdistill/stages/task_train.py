@@ -55,6 +55,8 @@ class TaskJob:
     """Everything that the further terms depend on."""
     seconds: float | None = None
     """Wall-clock budget of all trainings of the student together."""
+    frozen: bool = False
+    """Whether the model stays as it is and only what lies beside it is trained."""
     trainer: type[TaskTrainer] = TaskTrainer
     trainer_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -130,6 +132,8 @@ def _train(
     if len(job.dataset) == 0:
         raise DataError(f"stage {job.name}: no row is left to train on; see the counts in data.json")
     set_seed(context.recipe.seed)
+    if job.frozen:
+        model.requires_grad_(False)
     teacher = job.teacher() if job.teacher is not None else None
     extras = tuple(job.extras(model, teacher)) if job.extras is not None else ()
     objective = TaskObjective(job.objective, job.kind, _task(context).logits, teacher=teacher, extras=extras)
@@ -203,6 +207,7 @@ def _key(context: Context, job: TaskJob, start: str) -> str:
         fingerprint(job.dataset),
         job.teacher_key,
         job.extras_key,
+        job.frozen,
         start,
         context.recipe.seed,
     )

@@ -37,6 +37,9 @@ class MixedRows:
     def before(self, batch: dict[str, Any], student: nn.Module, teacher: PreTrainedModel | None) -> None:
         """Nothing is caught."""
 
+    def between(self) -> None:
+        """Nothing is done."""
+
     def after(self) -> None:
         """Nothing is caught."""
 

@@ -39,6 +39,9 @@ class Extra(Protocol):
     def before(self, batch: dict[str, Any], student: nn.Module, teacher: PreTrainedModel | None) -> None:
         """Get ready to catch what the forward passes make."""
 
+    def between(self) -> None:
+        """The teacher has read the batch, the student has not."""
+
     def after(self) -> None:
         """The forward passes are done: catch no more."""
 
@@ -60,7 +63,12 @@ class Said:
     student_NC: Tensor
     teacher: PreTrainedModel | None
     teacher_NC: Tensor | None
+    rest: Tensor
+    """The loss without further terms."""
     progress: float = 0.0
+    """The share of training that is done."""
+    step: int = 0
+    """The optimiser steps that are done."""
 
 
 class TaskObjective:
@@ -94,6 +102,8 @@ class TaskObjective:
         self.distance = distance_of(spec, logits)
         self.progress: Callable[[], float] = lambda: 0.0
         """The share of training that is done; the Trainer sets it."""
+        self.step: Callable[[], int] = lambda: 0
+        """The optimiser steps that are done; the Trainer sets it."""
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -107,16 +117,18 @@ class TaskObjective:
         for extra in self.extras:
             extra.before(batch, bare, self.teacher)
         teacher_NC = self._ask(batch)
+        for extra in self.extras:
+            extra.between()
         student_NC = outputs(model, batch, self.kind, bare=bare)
         for extra in self.extras:
             extra.after()
-        said = Said(batch, model, bare, student_NC, self.teacher, teacher_NC, self.progress())
         own = max(1, len(student_NC))
         total = own if num_items is None else num_items
         zero = student_NC.new_zeros(())
         ce_N = self._labels(student_NC, batch)
         kd_N = zero.expand(own) if teacher_NC is None else self._distance(student_NC, teacher_NC)
         ce, kd = self.spec.cross_entropy.weight * ce_N.sum() / total, self.spec.divergence.weight * kd_N.sum() / total
+        said = Said(batch, model, bare, student_NC, self.teacher, teacher_NC, ce + kd, self.progress(), self.step())
         # A further term is a mean over this micro-batch: it counts as much as its share of the rows.
         others = {extra.name: extra(said) * (own / total) for extra in self.extras}
         loss = ce + kd + sum(others.values(), zero)

@@ -51,6 +51,9 @@ class Relations:
         for taps in self._taps:
             self._stack.enter_context(taps.capture())
 
+    def between(self) -> None:
+        """Nothing is done."""
+
     def after(self) -> None:
         """Catch no more."""
         self._stack.close()

@@ -22,6 +22,7 @@ class TaskTrainer(DistillTrainer):
         super().__init__(*args, objective=objective, **kwargs)  # type: ignore[arg-type]
         self.task_objective = objective
         objective.progress = lambda: self.clock.progress(self.state.global_step, self.state.max_steps)
+        objective.step = lambda: self.state.global_step
 
     def companions(self) -> list[Companion]:
         """What this trainer keeps beside a checkpoint."""
@@ -31,9 +32,13 @@ class TaskTrainer(DistillTrainer):
         """The Trainer's optimiser; what is trained beside the student is a group of its own."""
         made = self.optimizer is None
         optimiser = super().create_optimizer(*args, **kwargs)
-        parameters = [p for module in self.task_objective.modules for p in module.parameters() if p.requires_grad]
-        if made and parameters:
-            optimiser.add_param_group({"params": parameters, "weight_decay": 0.0})
+        for module in self.task_objective.modules if made else ():
+            own_rates = getattr(module, "parameter_groups", None)
+            groups = own_rates() if own_rates is not None else [{"params": [*module.parameters()]}]
+            for group in groups:
+                trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+                if trained:
+                    optimiser.add_param_group({**group, "params": trained, "weight_decay": 0.0})
         return optimiser
 
     def get_batch_samples(
