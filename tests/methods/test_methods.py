@@ -63,6 +63,22 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "gold": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
     "alm": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
     "dskd": ("forward_kl", 0.0, {}, 1.0, False, 0.5, 0.0),
+    "pkd": ("forward_kl", 0.5, {}, 5.0, True, 0.5, 0.0),
+    "distilbert_mlm": ("forward_kl", 5.0, {}, 2.0, True, 2.0, 0.0),
+    "distilbilstm": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "tinybert": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "mobilebert": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "minilm": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "minilmv2": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "ted": ("forward_kl", 20.0, {}, 1.0, False, 1.0, 0.0),
+    "homodistil": ("forward_kl", 1.0, {}, 1.0, False, 1.0, 0.0),
+    "xtremedistil": ("forward_kl", 0.0, {}, 1.0, False, 0.0, 0.0),
+    "ad_kd": ("forward_kl", 0.9, {}, 4.0, True, 0.1, 0.0),
+    "metadistil": ("forward_kl", 0.5, {}, 5.0, True, 0.5, 0.0),
+    "reaugkd": ("forward_kl", 1.0, {}, 1.0, False, 1.0, 0.0),
+    "mixkd": ("forward_kl", 1.0, {}, 1.0, False, 1.0, 0.0),
+    "pd_encoder": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "textbrewer": ("forward_kl", 1.0, {}, 8.0, True, 0.0, 0.0),
 }
 
 # Whose text each method on written text trains on, and by what else than `OBJECTIVES` says.
