@@ -46,6 +46,17 @@ class BiLstmSpec(Section):
     """Dropout before the ReLU layer."""
 
 
+class BottleneckSpec(Section):
+    """A MobileBERT (2004.02984) as deep as the teacher, whose blocks read and write the teacher's width."""
+
+    width: Count = 96
+    """Width inside blocks; a multiple of the teacher's number of attention heads (published: 128 of 512)."""
+    embedding: Count = 128
+    """Width of the word embeddings; three neighbours are read side by side."""
+    feed_forwards: Count = 4
+    """Feed-forward networks in each block."""
+
+
 class LogitsSpec(Section):
     """How the class logits of student and teacher are compared; weight, temperature and, for `divergence`, the kind are
     those of `objective.divergence`."""
@@ -176,6 +187,8 @@ class TaskSpec(Section):
     """Whose layers a student that is cut from the teacher starts from: the teacher's before or after fine-tuning."""
     bilstm: BiLstmSpec | None = None
     """Take a bidirectional LSTM as the student; `student` is then not looked at."""
+    bottleneck: BottleneckSpec | None = None
+    """Take a MobileBERT as the student; `student` is then not looked at."""
     logits: LogitsSpec = Field(default_factory=LogitsSpec)
     """How class logits are compared."""
     masking: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
@@ -233,6 +246,8 @@ class TaskSpec(Section):
         for name, given in extras.items():
             if given is not None and self.kind != "sequence_classification":
                 raise ValueError(f"task.{name} is for sequence_classification, not {self.kind}; remove it")
+        if self.bilstm is not None and self.bottleneck is not None:
+            raise ValueError("task.bilstm and task.bottleneck are two students; name one")
         if self.bilstm is not None and self.kind != "sequence_classification":
             raise ValueError(f"task.bilstm is for sequence_classification, not {self.kind}; remove it")
         return self

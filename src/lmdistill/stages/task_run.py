@@ -181,12 +181,13 @@ def _student(context: Context, data: TaskData, teachers: Teachers, run: TaskRun)
     """Build the student and save it, or find it built."""
     recipe, task = context.recipe, data.task
     spec = recipe.student
-    cut = spec.start == "teacher" and task.bilstm is None
+    apart = task.bilstm or task.bottleneck
+    cut = spec.start == "teacher" and apart is None
     weights = teachers.weights(task.kind)[1] if cut and task.student_from == "fine_tuned" else None
     key = fingerprint_of(
         spec.model_dump(mode="json"),
         recipe.teacher.model_dump(mode="json"),
-        task.bilstm.model_dump(mode="json") if task.bilstm else None,
+        apart.model_dump(mode="json") if apart else None,
         task.kind,
         data.classes,
         weights,
@@ -197,7 +198,9 @@ def _student(context: Context, data: TaskData, teachers: Teachers, run: TaskRun)
     if context.folder.is_done(STUDENT, key) and (folder / "config.json").is_file():
         run.log(STUDENT, True)
         return found
-    with context.stage(STUDENT, key, f"build it from {'words' if task.bilstm else spec.start}") as facts:
+    with context.stage(
+        STUDENT, key, f"build it from {'words' if task.bilstm else 'bottlenecks' if apart else spec.start}"
+    ) as facts:
         model, description = _built(context, data, teachers)
         save_model(model, data.tokenizer, folder)
         write_json(context.folder.file("student.json"), description)
@@ -217,6 +220,8 @@ def _built(context: Context, data: TaskData, teachers: Teachers) -> tuple[PreTra
 
     if task.bilstm is not None:
         return students.bilstm(task.bilstm, load(recipe.teacher), data.classes, recipe.seed)
+    if task.bottleneck is not None:
+        return students.bottleneck(task.bottleneck, load_config(recipe.teacher), first, data.classes, recipe.seed)
     if spec.start == "pretrained":
         assert spec.model is not None  # the recipe checks it
         model = load(spec.model)
@@ -255,6 +260,8 @@ def _trained(
             dataset=rows,
             collator=data.collator(kind),
             seconds=None if minutes is None or not own else 60 * minutes,
+            unfreeze=stage.unfreeze if own else None,
+            pruning=stage.pruning if own else None,
         )
         jobs += [*trainer_of(context, data, teachers, stage, job, run)] if own else [job]
     target = context.folder.file("student" if own else f"baselines/{role}")

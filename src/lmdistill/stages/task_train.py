@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from lmdistill.accounting.flops import BACKWARD
 from lmdistill.data import fingerprint
 from lmdistill.errors import DataError
 from lmdistill.models import save_model
-from lmdistill.recipe import ModelSpec, ObjectiveSpec
+from lmdistill.recipe import ModelSpec, ObjectiveSpec, PruneWhileSpec, UnfreezeSpec
 from lmdistill.recipe.task import TaskKind, TaskSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.drive import drive
 from lmdistill.stages.train import Trained
 from lmdistill.tasks.encode import TaskCollator
+from lmdistill.tasks.hints import HintTerms
 from lmdistill.tasks.models import load_task_model
 from lmdistill.tasks.objective import Extra, TaskObjective
 from lmdistill.tasks.trainer import TaskTrainer
@@ -31,6 +32,8 @@ from lmdistill.training.arguments import training_arguments
 from lmdistill.training.budget import Clock
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
 from lmdistill.training.companions import Companion, Companions, KeptModule
+from lmdistill.training.pruning import PruneWhile
+from lmdistill.training.unfreezing import Unfreezing
 
 Extras = Callable[[PreTrainedModel, PreTrainedModel | None], Sequence[Extra]]
 """Makes the further terms of a job from the student and its teacher."""
@@ -55,6 +58,10 @@ class TaskJob:
     """Everything that the further terms depend on."""
     seconds: float | None = None
     """Wall-clock budget of all trainings of the student together."""
+    unfreeze: UnfreezeSpec | None = None
+    """Which layers are trained when."""
+    pruning: PruneWhileSpec | None = None
+    """Neurons that go during this training."""
     frozen: bool = False
     """Whether the model stays as it is and only what lies beside it is trained."""
     trainer: type[TaskTrainer] = TaskTrainer
@@ -89,7 +96,7 @@ def train_task(context: Context, start: Start, jobs: Sequence[TaskJob], target: 
         if place == last or not (context.folder.is_done(job.name, key) and (behind / "config.json").is_file()):
             model = load_for(context, folder, job.kind, start.classes)
             with context.stage(job.name, key, describe_task(job)) as facts:
-                _train(context, start, job, key, model, facts, before=used)
+                model = _train(context, start, job, key, model, facts, before=used)
                 save_model(model, start.tokenizer, behind)
         folder = behind
         used += float((context.folder.record(job.name) or {}).get("training_seconds", 0.0))
@@ -123,8 +130,8 @@ def describe_task(job: TaskJob) -> str:
 
 def _train(
     context: Context, start: Start, job: TaskJob, key: str, model: PreTrainedModel, facts: Facts, *, before: float
-) -> None:
-    """Train `model` in place; resumes from the newest checkpoint that verifies."""
+) -> PreTrainedModel:
+    """Train `model` in place, or what pruning leaves of it; resumes from the newest checkpoint that verifies."""
     folder = context.folder.file("checkpoints") / f"{job.name}-{key[:12]}"
     arguments = training_arguments(
         job.training, folder=folder, seed=context.recipe.seed, device=context.device, fast_dtype=context.fast_dtype
@@ -155,6 +162,12 @@ def _train(
         for number, extra in enumerate(extras)
         if extra.modules is not None
     ]
+    prune = PruneWhile(job.pruning, model, objective.progress) if job.pruning is not None else None
+    callbacks: list[TrainerCallback] = [prune] if prune is not None else []
+    if job.unfreeze is not None:
+        inside = next((extra.set for extra in extras if isinstance(extra, HintTerms)), None)
+        callbacks.append(Unfreezing(job.unfreeze, model, objective.progress, inside))
+    held += [prune] if prune is not None else []
     try:
         tokens = drive(
             context,
@@ -164,6 +177,7 @@ def _train(
             companions=Companions([*held, *trainer.companions()]),
             resume=resume,
             problems=problems,
+            callbacks=callbacks,
         )
     finally:
         for extra in extras:
@@ -178,6 +192,7 @@ def _train(
         earlier_seconds=used,
         training_seconds=round(clock.used, 3),
     )
+    return model if prune is None else prune.shrunk(model)
 
 
 def forward_flops(model: nn.Module, tokens: float, length: float) -> float:
@@ -208,6 +223,7 @@ def _key(context: Context, job: TaskJob, start: str) -> str:
         job.teacher_key,
         job.extras_key,
         job.frozen,
+        [each.model_dump(mode="json") if each is not None else None for each in (job.unfreeze, job.pruning)],
         start,
         context.recipe.seed,
     )

@@ -28,6 +28,8 @@ def check_models(recipe: Recipe) -> list[str]:
     lines = [f"{recipe.teacher.model}: {teacher.model_type}, {whole / 1e6:.1f} M parameters"]
     if recipe.task.bilstm is not None:
         return [*lines, "a bidirectional LSTM"]
+    if recipe.task.bottleneck is not None:
+        return [*lines, f"a MobileBERT of {teacher.num_hidden_layers} layers"]
     spec = recipe.student
     config = load_config(spec.model) if spec.model is not None else teacher
     if spec.start == "teacher":

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MobileBertConfig, PreTrainedConfig, PreTrainedModel
 
 from lmdistill.errors import RecipeError
 from lmdistill.models import count_parameters
 from lmdistill.recipe import DepthSpec, StudentSpec
-from lmdistill.recipe.task import BiLstmSpec, TaskKind
+from lmdistill.recipe.task import BiLstmSpec, BottleneckSpec, TaskKind
 from lmdistill.students.families import config_for_layers
 from lmdistill.students.plan import starting_config
 from lmdistill.students.prune import rebuilt
@@ -79,6 +79,31 @@ def from_config(
     model = fresh_task_model(starting_config(spec, teacher), kind, classes, seed)
     count = count_parameters(model)
     return model, {"start": "config", "parameters_before": count, "parameters_after": count}
+
+
+def bottleneck(
+    spec: BottleneckSpec, teacher: PreTrainedConfig, kind: TaskKind, classes: Sequence[str], seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A MobileBERT with the teacher's depth, heads, width between blocks and vocabulary. Raises RecipeError."""
+    heads = teacher.num_attention_heads
+    if spec.width % heads:
+        raise RecipeError(f"task.bottleneck.width = {spec.width} is no multiple of the teacher's {heads} heads")
+    config = MobileBertConfig(
+        vocab_size=teacher.vocab_size,
+        hidden_size=teacher.hidden_size,
+        num_hidden_layers=teacher.num_hidden_layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * spec.width,
+        embedding_size=spec.embedding,
+        intra_bottleneck_size=spec.width,
+        num_feedforward_networks=spec.feed_forwards,
+        max_position_embeddings=teacher.max_position_embeddings,
+        type_vocab_size=getattr(teacher, "type_vocab_size", 2),
+        pad_token_id=teacher.pad_token_id,
+    )
+    model = fresh_task_model(config, kind, classes, seed)
+    count = count_parameters(model)
+    return model, {"start": "bottleneck", "parameters_before": count, "parameters_after": count}
 
 
 def bilstm(
