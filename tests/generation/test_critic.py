@@ -20,8 +20,8 @@ def test_the_fit_is_the_minimum_of_the_penalised_loss() -> None:
     probability = torch.sigmoid(features.double() @ critic.weight_D.double() + critic.bias.double())
     slope = probability - torch.tensor(valid, dtype=torch.float64)
     gradient = features.double().T @ slope / len(valid) + 0.1 * critic.weight_D.double()
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-6)
-    assert float(slope.mean()) == pytest.approx(0.0, abs=1e-6)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-5)
+    assert float(slope.mean()) == pytest.approx(0.0, abs=1e-5)
     assert critic.probabilities(features) == pytest.approx(probability.tolist(), abs=1e-6)
 
 

@@ -24,7 +24,7 @@ TEMPLATE = (
 
 
 def make_programs(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Example | Drop]:
-    """Each program that comes to the seed's answer, or to one that nobody can check, as a row of the task `program`."""
+    """Each program that comes to the seed's answer as a row of the task `program`; any that runs, where none is known."""
     with Judge((desk.spec.verify or VerifySpec()).model_copy(update={"answer": "program"})) as judge:
 
         def wave(wanted: Sequence[Seed], samples: range) -> Iterator[tuple[str, Verdict, Example | Drop]]:
@@ -58,8 +58,9 @@ def _row(desk: Desk, judge: Judge, seed: Seed, answer: Answer) -> Example | Drop
         return Drop(example, by="program", reason="the answer holds no program")
     if checked.answer is None:
         return Drop(example, by="program", reason=checked.reason)
-    if checked.verdict == "incorrect" and not desk.spec.programs.keep_wrong:
-        return Drop(example, by="verify", reason=checked.reason)
+    unlike = checked.verdict == "incorrect" or (checked.verdict == "unverifiable" and seed.answer is not None)
+    if unlike and not desk.spec.programs.keep_wrong:
+        return Drop(example, by="verdict", reason=checked.reason)
     return example
 
 

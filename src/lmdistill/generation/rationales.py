@@ -193,7 +193,7 @@ def likeness(one: str, other: str) -> float:
 def _why_not(spec: RationaleSpec, found: Rationale, kept: Sequence[Rationale]) -> tuple[str, str, str | None] | None:
     """Which check leaves a rationale out, why, and the rationale that it is like; None where it stays."""
     if spec.keep == "correct" and (found.answer is None or found.verdict == "incorrect"):
-        return "verify", found.reason, None
+        return "verdict", found.reason, None
     for other in kept:
         alike = likeness(found.text, other.text)
         if alike >= spec.likeness:

@@ -60,7 +60,7 @@ def make_socratic(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Example | Drop]
             if isinstance(found, Drop):
                 yield found
             elif desk.spec.rationales.keep == "correct" and found.verdict == "incorrect":
-                yield Drop(unified(desk, found), by="verify", reason=found.reason)
+                yield Drop(unified(desk, found), by="verdict", reason=found.reason)
             elif desk.spec.socratic.form == "unified":
                 yield unified(desk, found)
             else:

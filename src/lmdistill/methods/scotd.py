@@ -25,6 +25,7 @@ METHOD = Method(
             "rationales": {"prompting": "demonstrations", "keep": "all", "form": "sentence", "wave": 5},
             "ask": {"samples": 30, "temperature": 0.7, "max_tokens": 128},
             "pass_rate": {"most_samples": 30},
+            "filters": {"verdict": "any"},
         },
         "objective": {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}},
         "data": {"train": [{"path": "generated"}]},

@@ -22,6 +22,7 @@ METHOD = Method(
     fragment={
         "generation": {
             "maker": "contrastive",
+            "filters": {"verdict": "any"},
             "contrastive": {"weight": 0.5, "max_tokens": 128, "prefix": "[counterfactual]"},
         },
         "objective": {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}},

@@ -104,7 +104,7 @@ class ProgramSpec(Section):
     """Programs that compute the answer (`programs`)."""
 
     keep_wrong: bool = False
-    """Whether programs are kept whose result is not the seed's answer."""
+    """Whether programs are kept whose result is not the seed's answer, or cannot be compared with it."""
 
 
 class TriplesSpec(Section):
