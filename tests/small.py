@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lmdistill.recipe import Recipe, load_recipe, recipe_stages
+from small_task import task_overrides
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,8 @@ WITH_ALL_BASELINES = ("forward_kl", "gkd", "minitron")
 def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -> list[str]:
     """A tiny teacher, a handful of texts, two steps a stage; `speed` says whether speed and memory are measured."""
     plain = load_recipe(recipe)
+    if plain.task is not None:
+        return task_overrides(plain, tiny.parent, speed)
     if plain.generation is not None:
         return _small_generation(plain, tiny, text, speed)
     foreign = any(stage.objective and stage.objective.cross_tokenizer for stage in recipe_stages(plain))
