@@ -228,13 +228,18 @@ def _encoded(context: Context, documents: list[Document], tokenizer: Any, name: 
         raise RecipeError(f"{name}: no document is left")
     every = max(1, len(documents) // _SAMPLE)
     sample = documents[::every][:_SAMPLE]
-    with _timed() as clock:
+    few = sample[: max(1, len(sample) // 8)]
+    with _timed() as small:
+        encode(context, few, tokenizer, f"few-{name}", DataReport())
+    with _timed() as large:
         dataset = encode(context, sample, tokenizer, name, report)
-    lengths = [len(document.plain) for document in documents]
-    share = sum(lengths) / max(1, sum(len(document.plain) for document in sample))
+    whole, of_sample, of_few = (sum(len(each.plain) for each in part) for part in (documents, sample, few))
+    # Setting up costs the same for any number of documents; the rest grows with their length.
+    slope = max(0.0, large.seconds - small.seconds) / max(1, of_sample - of_few)
+    seconds = large.seconds + slope * (whole - of_sample)
+    share = whole / max(1, of_sample)
     tokens = sum(len(ids) for ids in dataset["input_ids"])
-    # Opening a data set for writing takes a moment that does not grow with it.
-    return Text(len(documents), sum(lengths), tokens * share, len(dataset) * share, clock.seconds * share, dataset)
+    return Text(len(documents), whole, tokens * share, len(dataset) * share, seconds, dataset)
 
 
 @torch.no_grad()

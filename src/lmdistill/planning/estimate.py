@@ -32,18 +32,17 @@ def construction_passes(spec: StudentSpec, depth: int) -> tuple[float, float]:
     layers = float(depth) if spec.width is not None else 0.0
     if spec.depth is None or spec.depth.importance in ("uniform", "first", "last"):
         return layers, 0.0
-    removable = range(spec.depth.protect_first, depth - spec.depth.protect_last)
     if spec.depth.importance == "block_influence":
         return layers + depth, 0.0
     rounds = depth - spec.depth.keep if spec.depth.importance == "greedy_perplexity" else 1
-    heads = 0.0
+    first, heads = spec.depth.protect_first, 0.0
     layers += depth
     for number in range(rounds):
-        # In each round every layer that is left is tried; leaving it out costs the layers behind it.
-        left = len(removable) - number
+        # In each round every layer that may go is left out once, which costs the layers behind it.
         now = depth - number
-        layers += now + left * (now - 1) / 2
-        heads += 1 + left
+        places = range(first, now - spec.depth.protect_last)
+        layers += now + sum(now - 1 - place for place in places)
+        heads += 1 + len(places)
     return layers, heads
 
 
