@@ -87,6 +87,7 @@ def page_of(run: RunData) -> str:
         plotly=Markup(get_plotlyjs()) if charts else "",
         style=_style(),
         costs=_costs(run),
+        generated=run.generated,
         totals=cost_rows.totals(run.accounting),
         cost_facts=cost_rows.facts(run.accounting),
         foresight=planned_against(run.folder, run.accounting),
@@ -98,7 +99,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("lmdistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"visible": visible, "number": _number}
+    environment.filters |= {"visible": visible, "number": _number, "share": _share}
     return environment
 
 
@@ -107,6 +108,10 @@ def visible(text: object) -> str:
     return "".join(
         c if c in "\n\t" or (ord(c) >= 32 and ord(c) != 127) else chr(0x2400 + ord(c) % 33) for c in str(text)
     )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _style() -> Markup:

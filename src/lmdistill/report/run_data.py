@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lmdistill.errors import CorruptFile, DataError
 from lmdistill.evaluation.results import Comparison, Evaluation, ModelScores, Role
+from lmdistill.generation.data_card import DataCard
 from lmdistill.io import read_json
 
 
@@ -24,6 +28,8 @@ class RunData:
     evaluation: Evaluation | None
     accounting: dict[str, Any] | None
     events: list[dict[str, Any]] = field(default_factory=list)
+    generated: list[tuple[int, DataCard]] = field(default_factory=list)
+    """What the run's teacher wrote, by round."""
 
     @property
     def name(self) -> str:
@@ -63,6 +69,7 @@ def read_run(folder: Path) -> RunData:
         evaluation=None if evaluation is None else Evaluation.model_validate(evaluation),
         accounting=_json(folder / "accounting.json"),
         events=_events(folder / "events.jsonl"),
+        generated=_cards(folder / "generated"),
     )
 
 
@@ -72,6 +79,18 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, CorruptFile):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _cards(folder: Path) -> list[tuple[int, DataCard]]:
+    """The cards of the data of each round; one that cannot be read is left out."""
+    found = []
+    for path in folder.glob("round-*/data_card.json"):
+        value = _json(path)
+        number = path.parent.name.removeprefix("round-")
+        if value is not None and number.isdecimal():
+            with suppress(ValidationError):
+                found.append((int(number), DataCard.model_validate(value)))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
