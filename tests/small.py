@@ -25,9 +25,13 @@ SMALL = [
 RECORDINGS = ROOT / "tests" / "data" / "recordings"
 """Answers of a real teacher, by the name of the method; `tools/record_answers.py` makes them."""
 
-ASKED_LIVE = ["api.recording=null"]
-"""For methods whose questions hold what the student wrote, which differs in the last digits from machine to machine: the
-real server answers in the tests too."""
+REAL = {
+    "lion": ["generation.seeds.0.limit=8", "generation.adversarial={new_per_kind: 2, judged: 4}"],
+    "persd": ["generation.seeds.0.limit=24"],
+    "demo_blackbox": ["generation.seeds.0.puzzles.size=12", "evaluation.suites=null"],
+}
+"""Recipes whose questions hold what the student wrote, or whose puzzles need a teacher that solves some: they run with the
+real server and the real student, in `make test-slow`."""
 
 SMALL_WRITING: dict[str, list[str]] = {
     "llama_gpt4": ["generation.seeds.0.limit=8"],
@@ -37,15 +41,13 @@ SMALL_WRITING: dict[str, list[str]] = {
     "evol_instruct": ["generation.seeds.0.limit=4"],
     "universal_ner": ["generation.seeds.0.limit=4"],
     "reflection_tuning": ["generation.seeds.0.limit=5"],
-    "lion": ["generation.seeds.0.limit=6", "generation.adversarial={new_per_kind: 2, judged: 4}", *ASKED_LIVE],
-    "persd": ["generation.seeds.0.limit=8", *ASKED_LIVE],
     "step_by_step": ["generation.seeds.0.limit=6", "generation.ask.samples=4"],
     "scotd": ["generation.seeds.0.limit=4"],
     "mt_cot": ["generation.seeds.0.limit=6", "generation.ask.samples=4"],
     "socratic": ["generation.seeds.0.limit=6", "generation.ask.samples=2"],
     "pad": ["generation.seeds.0.limit=6", "generation.ask.samples=2"],
     "mcc_kd": ["generation.seeds.0.limit=4"],
-    "scott": ["generation.seeds.0.limit=5", "generation.contrastive={max_tokens: 8, wrong_samples: 2}"],
+    "scott": ["generation.seeds.0.limit=5", "generation.contrastive={weight: 1.0, max_tokens: 8, wrong_samples: 2}"],
     "kard": [
         "generation.seeds.0.limit=5",
         "generation.ask.samples=4",
@@ -56,6 +58,14 @@ SMALL_WRITING: dict[str, list[str]] = {
         "generation.triples.labelled=ROOT/recipes/data/triples.jsonl",
     ],
     "fine_tune_cot": ["generation.seeds.0.limit=8", "generation.ask.samples=2"],
+    "context_distillation_text": ["generation.seeds.0.limit=5", "generation.seeds.1.limit=12"],
+    "aicd": ["generation.seeds.0.limit=8"],
+    "meta_ict": [f"generation.seeds.{number}.limit=4" for number in range(3)],
+    "multitask_ict": ["generation.seeds.0.limit=6", "generation.seeds.1.limit=6", "generation.in_context.text_limit=2"],
+    "llm_r": [
+        "generation.seeds.0.limit=6",
+        "generation.demonstrations.ranker={questions: 3, candidates: 3, positives: 1, longest: 16, steps: 1}",
+    ],
 }
 """By the name of the method, what makes its questions to the teacher few; the recording answers just these."""
 
@@ -107,20 +117,26 @@ def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -
     return [*overrides, "trajectories.generation.max_new_tokens=4", "trajectories.max_prompts=8"]
 
 
+def real_overrides(name: str) -> list[str]:
+    """What makes a recipe of `REAL` short: few questions, two steps a stage."""
+    small = [change for change in SMALL if not change.startswith(("teacher", "data", "machine"))]
+    return [*small, "evaluation.speed=null", "evaluation.baselines=[none]", *REAL[name]]
+
+
 def _small_generation(plain: Recipe, tiny: Path, text: Path, speed: bool) -> list[str]:
     """Overrides for a recipe whose teacher answers through an API: its answers come from the method's recording."""
     assert plain.generation is not None
-    assert plain.api is not None
     method = plain.method or plain.name
     overrides = [*SMALL, SPEED if speed else "evaluation.speed=null", "data.max_length=256"]
-    overrides += [
-        f"teacher={{model: {tiny}}}",
-        f"api={{serve: llamacpp, model: {plain.api.model}, recording: {RECORDINGS / f'{method}.jsonl'}}}",
-        f"data.evaluation={{held: {{path: {text}, limit: 12}}}}",
-    ]
+    overrides += [f"teacher={{model: {tiny}}}", f"data.evaluation={{held: {{path: {text}, limit: 12}}}}"]
+    if plain.api is not None:
+        recording = RECORDINGS / f"{method}.jsonl"
+        overrides.append(f"api={{serve: llamacpp, model: {plain.api.model}, recording: {recording}}}")
     for number, seeds in enumerate(plain.generation.seeds):
         if seeds.path is not None and seeds.path.startswith("recipes/"):
             overrides.append(f"generation.seeds.{number}.path={ROOT / seeds.path}")
+    if method != "fine_tune_cot":  # one of them trains on the seeds' own answers too
+        overrides.append("evaluation.baselines=[none]")
     if plain.student.start == "pretrained":
         overrides.append(f"student.model={{model: {tiny}}}")
     if plain.student.depth is not None:

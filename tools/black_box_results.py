@@ -98,8 +98,8 @@ def page(recipes: Mapping[str, Recipe]) -> str:
         "# Black-box methods on a real local server",
         "",
         "Made by `make results-black-box`: each recipe runs from its seeds to a trained and evaluated student. The "
-        "teacher is SmolLM2-135M-Instruct behind a llama.cpp server, which costs nothing but time; a teacher so small is "
-        "often wrong, and that shows in what verification leaves out. At most "
+        "teacher is SmolLM2-135M-Instruct behind a llama.cpp server, which costs nothing but time; a teacher so small "
+        "is often wrong, and that shows in what verification leaves out. At most "
         f"{SEEDS} seeds of each source and {STEPS} optimiser steps: this says that the methods run and what their data "
         "cost, not which is best. Seconds are those of making the data, server start included. "
         f"Machine: {machine['processor']}, {machine['cores']} cores, shared with other work.",

@@ -24,7 +24,7 @@ TEMPLATE = (
 
 
 def make_programs(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Example | Drop]:
-    """Each program that comes to the seed's answer as a row of the task `program`; any that runs, where none is known."""
+    """Each program that comes to the seed's answer as a row of the task `program`; any, where none is known."""
     with Judge((desk.spec.verify or VerifySpec()).model_copy(update={"answer": "program"})) as judge:
 
         def wave(wanted: Sequence[Seed], samples: range) -> Iterator[tuple[str, Verdict, Example | Drop]]:
