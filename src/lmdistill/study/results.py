@@ -83,7 +83,7 @@ def read_cell(cell: Cell) -> CellResult | None:
     except (FileNotFoundError, CorruptFile, ValueError):
         return None
     measures: dict[str, Measure] = {}
-    values = {role: dict(_values(evaluation, role, measures)) for role in _ROLES}
+    values = {role: dict(values_of(evaluation, role, measures)) for role in _ROLES}
     if not values["student"]:
         return None
     return CellResult(
@@ -100,7 +100,8 @@ def read_cell(cell: Cell) -> CellResult | None:
 _ROLES: tuple[Role, ...] = ("student", "teacher", "none")
 
 
-def _values(evaluation: Evaluation, role: Role, measures: dict[str, Measure]) -> Iterator[tuple[str, Interval]]:
+def values_of(evaluation: Evaluation, role: Role, measures: dict[str, Measure]) -> Iterator[tuple[str, Interval]]:
+    """What was measured of one model, by keys; the measures that occur are put into `measures`."""
     model = evaluation.scores(role)
     if model is not None:
         yield from _of_texts(model, measures)
