@@ -30,8 +30,8 @@ REAL = {
     "persd": ["generation.seeds.0.limit=24"],
     "demo_blackbox": ["generation.seeds.0.puzzles.size=12", "evaluation.suites=null"],
 }
-"""Recipes whose questions hold what the student wrote, or whose puzzles need a teacher that solves some: they run with the
-real server and the real student, in `make test-slow`."""
+"""Recipes whose questions hold what the student wrote, or whose puzzles need a teacher that solves some: they run with
+the real server and the real student, in `make test-slow`."""
 
 SMALL_WRITING: dict[str, list[str]] = {
     "llama_gpt4": ["generation.seeds.0.limit=8"],

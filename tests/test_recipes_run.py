@@ -9,15 +9,25 @@ import pytest
 from lmdistill.evaluation.results import Evaluation
 from lmdistill.io import read_json
 from lmdistill.pipeline import run_recipe
-from lmdistill.recipe import load_recipe, recipe_stages
-from small import small
+from lmdistill.recipe import Recipe, load_recipe, recipe_stages
+from small import REAL, real_overrides, small
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem not in REAL], ids=lambda path: path.stem)
 def test_recipe_runs(recipe: Path, tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
-    result = run_recipe(small(recipe, tiny_llama_folder, text_file, tmp_path))
+    check(recipe, small(recipe, tiny_llama_folder, text_file, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem in REAL], ids=lambda path: path.stem)
+def test_recipe_runs_with_a_real_student(recipe: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
+    check(recipe, load_recipe(recipe, [*real_overrides(recipe.stem), f"runs={tmp_path}", "name=run"]))
+
+
+def check(recipe: Path, shrunk: Recipe) -> None:
+    result = run_recipe(shrunk)
     assert result.steps == 2 * len(recipe_stages(load_recipe(recipe)))
     assert result.report.is_file()
     assert (result.folder / "student" / "model.safetensors").is_file()
