@@ -715,6 +715,47 @@ def study(
         raise typer.Exit(EXIT_FAILED)
 
 
+data = typer.Typer(
+    name="data",
+    help="What a teacher wrote for a run: take it along in other tools' formats.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data)
+
+
+@data.command("export", epilog=EPILOG)
+@_answering()
+def data_export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its files (generated/round-1/*.jsonl).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where it goes, as JSON lines.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="trl_prompt_completion, trl_preference, trl_unpaired (each with _chat), alpaca, alpaca_preference, "
+            "sharegpt or messages.",
+        ),
+    ] = "messages",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's generated rows, or its preference pairs, for TRL, Alpaca's scripts, ShareGPT or OpenAI's format.
+
+    Preference formats take preferences.jsonl (generation.preferences), the others examples.jsonl. Where each row comes
+    from goes along in the column `lmdistill`.
+    """
+    from lmdistill.generation.exporting import export_run
+
+    count = export_run(source, output, format)
+    if as_json:
+        _answer(file=output, rows=count)
+    else:
+        _say(f"{output}: {count:,} rows")
+
+
 @app.command(epilog=EPILOG)
 @_answering()
 def version(as_json: Json = False, debug: Debug = False) -> None:
