@@ -173,7 +173,7 @@ def run_task(context: Context) -> TaskRun:
     heldout = {name: data.reports[name] for name in data.heldout}
     names = {stage.name: data.reports[stage.name] for stage in stages if stage.name in data.reports}
     write_data_report(context, names, heldout, data.sources)
-    run.steps = sum(trained.steps)
+    run.steps = sum(int((context.folder.record(stage.name) or {}).get("steps", 0)) for stage in stages)
     return run
 
 

@@ -96,7 +96,7 @@ def train_task(context: Context, start: Start, jobs: Sequence[TaskJob], target: 
         if place == last or not (context.folder.is_done(job.name, key) and (behind / "config.json").is_file()):
             model = load_for(context, folder, job.kind, start.classes)
             with context.stage(job.name, key, describe_task(job)) as facts:
-                model = _train(context, start, job, key, model, facts, before=used)
+                _train(context, start, job, key, model, facts, before=used)
                 save_model(model, start.tokenizer, behind)
         folder = behind
         used += float((context.folder.record(job.name) or {}).get("training_seconds", 0.0))
@@ -130,8 +130,8 @@ def describe_task(job: TaskJob) -> str:
 
 def _train(
     context: Context, start: Start, job: TaskJob, key: str, model: PreTrainedModel, facts: Facts, *, before: float
-) -> PreTrainedModel:
-    """Train `model` in place, or what pruning leaves of it; resumes from the newest checkpoint that verifies."""
+) -> None:
+    """Train `model` in place; resumes from the newest checkpoint that verifies."""
     folder = context.folder.file("checkpoints") / f"{job.name}-{key[:12]}"
     arguments = training_arguments(
         job.training, folder=folder, seed=context.recipe.seed, device=context.device, fast_dtype=context.fast_dtype
@@ -192,7 +192,8 @@ def _train(
         earlier_seconds=used,
         training_seconds=round(clock.used, 3),
     )
-    return model if prune is None else prune.shrunk(model)
+    if prune is not None:
+        prune.shrink(model)
 
 
 def forward_flops(model: nn.Module, tokens: float, length: float) -> float:
