@@ -134,7 +134,8 @@ class RowEncoder:
         trained_L = np.concatenate([np.zeros(len(before), bool), trained_L, np.ones(len(after), bool)])
         last_answer = None
         if document.text is None:
-            inside = np.flatnonzero(begin_L >= (row.answers[-1][0] if row.answers else np.inf))
+            answers = learnt if document.learnt else row.answers
+            inside = np.flatnonzero(begin_L >= (answers[-1][0] if answers else np.inf))
             last_answer = len(before) + (int(inside[0]) if len(inside) else len(begin_L))
         lead = len(own_lead) if ids_L[: len(own_lead)].tolist() == own_lead else 0
         span = None

@@ -59,6 +59,8 @@ class Desk:
     """How hard the student finds texts, where the maker wants to know."""
     contraster: Contraster | None = None
     """The teacher's weights on this machine, where the maker decodes with them."""
+    likelihood: Scorer | None = None
+    """How unlikely the teacher's weights on this machine find texts, where the maker wants to know."""
     folder: Path | None = None
     """Where the round's files lie; a maker may put a model of its own there."""
     checker: Checker | None = None
@@ -90,6 +92,18 @@ class Desk:
                 f"generation.maker: {self.spec.maker} measures the student, but there is none in this run"
             )
         return self.scorer(pairs)
+
+    def surprise(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The mean negative log-probability that the teacher's weights give to each response behind its prompt.
+
+        Raises RecipeError where they are not on this machine.
+        """
+        if self.likelihood is None:
+            raise RecipeError(
+                f"generation.maker: {self.spec.maker} asks how likely the teacher finds answers, but its weights "
+                "are not on this machine: name them in teacher ({model: ...}), or set generation.demonstrations.choose: bm25"
+            )
+        return self.likelihood(pairs)
 
     def contrast(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """Texts by contrastive decoding. Raises RecipeError where the teacher's weights are not on this machine."""

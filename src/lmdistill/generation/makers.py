@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from lmdistill.generation.adversarial import make_adversarial
 from lmdistill.generation.answers import make_answers
+from lmdistill.generation.chains import make_chains
 from lmdistill.generation.contrastive import make_contrastive
 from lmdistill.generation.desk import Maker
 from lmdistill.generation.entities import make_entities
 from lmdistill.generation.evolve import make_evolved
+from lmdistill.generation.in_context import make_context, make_in_context
 from lmdistill.generation.multi_task import make_multi_task
 from lmdistill.generation.one_pass import make_alpaca, make_topics
 from lmdistill.generation.program_rows import make_programs
@@ -30,6 +32,9 @@ MAKERS: dict[str, Maker] = {
     "contrastive": make_contrastive,
     "retrieved": make_retrieved,
     "triples": make_triples,
+    "context": make_context,
+    "in_context": make_in_context,
+    "chains": make_chains,
     "self_instruct": make_self_instruct,
     "alpaca": make_alpaca,
     "topics": make_topics,

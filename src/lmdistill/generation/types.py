@@ -23,6 +23,10 @@ class Seed:
     """The answer that is known to be right, where there is one."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the row."""
+    task: str = ""
+    """Name of the task that it belongs to."""
+    use: Literal["both", "asked", "shown"] = "both"
+    """Whether it is a question, a demonstration, or may be either."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Example:
         provenance = dict(row.get("provenance", {}))
         for name in ("requests", "filters"):
             provenance[name] = tuple(provenance.get(name, ()))
-        return cls(**{**row, "provenance": Provenance(**provenance)})
+        return cls(**{"prompt": "", "response": "", **row, "provenance": Provenance(**provenance)})
 
 
 @dataclass(frozen=True)

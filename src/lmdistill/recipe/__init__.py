@@ -22,6 +22,7 @@ from lmdistill.recipe.base import (
 from lmdistill.recipe.data import DataSpec, DifferenceSpec, FieldNames, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec, ResponsesSpec, SpeedSpec
 from lmdistill.recipe.generation import AskSpec, DataGenerationSpec, MakerName, SeedSpec
+from lmdistill.recipe.generation_demonstrations import DemonstrationSpec, InContextSpec, RankerSpec
 from lmdistill.recipe.generation_filters import FilterSpec
 from lmdistill.recipe.generation_instructions import (
     AdversarialSpec,
@@ -123,6 +124,7 @@ __all__ = [
     "CrossTokenizerTerm",
     "DataGenerationSpec",
     "DataSpec",
+    "DemonstrationSpec",
     "DepthSpec",
     "DifferenceSpec",
     "DivergenceTerm",
@@ -138,6 +140,7 @@ __all__ = [
     "HiddenCosineTerm",
     "HintKind",
     "HintSpec",
+    "InContextSpec",
     "InstructionSpec",
     "InstructionsSpec",
     "InterleavedSpec",
@@ -160,6 +163,7 @@ __all__ = [
     "ProgramSpec",
     "ProjectorSpec",
     "PruneWhileSpec",
+    "RankerSpec",
     "RationaleSpec",
     "ReasoningSpec",
     "Recipe",

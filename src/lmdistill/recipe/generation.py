@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lmdistill.recipe.base import Count, NonNegative, Section, Share
+from lmdistill.recipe.data import SourceSpec
+from lmdistill.recipe.generation_demonstrations import DemonstrationSpec, InContextSpec
 from lmdistill.recipe.generation_filters import FilterSpec
 from lmdistill.recipe.generation_instructions import (
     AdversarialSpec,
@@ -38,6 +41,9 @@ MakerName = Literal[
     "contrastive",
     "retrieved",
     "triples",
+    "context",
+    "in_context",
+    "chains",
     "self_instruct",
     "alpaca",
     "topics",
@@ -72,6 +78,12 @@ class SeedSpec(Section):
     """Share of rows on the held-out side."""
     limit: Count | None = None
     """At most this many rows, in an order shuffled by the seed."""
+    task: str = ""
+    """Name of the task that the rows belong to: demonstrations come from a question's own task."""
+    use: Literal["both", "asked", "shown"] = "both"
+    """What rows are for, where there are demonstrations: questions, demonstrations, or either."""
+    answer_words: dict[str, str] = Field(default_factory=dict)
+    """Other words for answers: `{"0": negative, "1": positive}`; an answer that is not named stays as it is."""
 
     @model_validator(mode="after")
     def _whence(self) -> SeedSpec:
@@ -158,6 +170,38 @@ class DataGenerationSpec(Section):
     """Options of `retrieved`."""
     triples: TriplesSpec = Field(default_factory=TriplesSpec)
     """Options of `triples`."""
+    demonstrations: DemonstrationSpec = Field(default_factory=DemonstrationSpec)
+    """What stands before a question, for `context`, `in_context` and `chains`."""
+    in_context: InContextSpec = Field(default_factory=InContextSpec)
+    """Options of `in_context`."""
     rounds: Count = 1
     """Times that data is made and trained on, one training stage each (`round-1`, `round-2`, ...), for makers that look
     at the student in between."""
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether rows are made of the seeds alone, so that no API is needed."""
+        return self.maker == "in_context"
+
+    @property
+    def task_factors(self) -> dict[str, float] | None:
+        """Factors of the mean losses of the tasks that the rows belong to; None where all tokens count alike."""
+        if self.maker != "in_context" or self.in_context.beta == 0:
+            return None
+        return {"label": 1.0, "text": self.in_context.beta}
+
+    def check_tasks(self, evaluation: Mapping[str, SourceSpec]) -> None:
+        """Refuse Meta-ICT on a task that it is evaluated on. Raises ValueError."""
+        if self.maker != "in_context" or self.in_context.setting != "meta":
+            return
+        names = {*evaluation, *self.in_context.evaluated_tasks}
+        paths = {source.path: name for name, source in evaluation.items()}
+        for place, seeds in enumerate(self.seeds):
+            if not seeds.task:
+                raise ValueError(f"generation.seeds.{place}: in_context.setting: meta needs the name of its task")
+            found = seeds.task if seeds.task in names else paths.get(seeds.path or "")
+            if found is not None:
+                raise ValueError(
+                    f"generation.seeds.{place}: the task {seeds.task!r} is trained on and evaluated ({found!r}); with "
+                    "in_context.setting: meta they must differ: leave it out of the seeds, or set multitask"
+                )

@@ -15,7 +15,7 @@ from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
 from lmdistill.recipe.data import DataSpec, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec
 from lmdistill.recipe.generation import DataGenerationSpec
-from lmdistill.recipe.hints import PruneWhileSpec, UnfreezeSpec
+from lmdistill.recipe.hints import PruneWhileSpec, UnfreezeSpec, check_hints
 from lmdistill.recipe.models import ModelSpec
 from lmdistill.recipe.objective import ObjectiveSpec
 from lmdistill.recipe.own_template import check_own_template
@@ -197,6 +197,7 @@ class Recipe(Section):
     def _teaching(self) -> Recipe:
         _check_teaching(self)
         check_own_template(self, recipe_stages(self))
+        check_hints(self, recipe_stages(self))
         return self
 
     @property
@@ -228,11 +229,14 @@ def _check_writing(recipe: Recipe) -> None:
     if any(source.is_generated for source in recipe.data.evaluation.values()):
         raise ValueError("data.evaluation: what the teacher writes is for training; name a source of its own")
     wanted = any(source.is_generated for stage in recipe_stages(recipe) for source in stage.train or [])
-    if wanted and (recipe.generation is None or recipe.api is None):
+    asked = recipe.generation is None or not recipe.generation.asks_nobody
+    if wanted and (recipe.generation is None or (recipe.api is None and asked)):
         lacking = "generation" if recipe.generation is None else "api"
         raise ValueError(f"a training source is what the teacher writes (path: generated): add {lacking}")
     if recipe.generation is not None and recipe.generation.rounds > 1 and recipe.stages:
         raise ValueError("generation.rounds makes the training stages itself: leave stages away, or set rounds: 1")
+    if recipe.generation is not None:
+        recipe.generation.check_tasks(recipe.data.evaluation)
     if not recipe.teacher_is_remote:
         return
     objectives = [stage.objective for stage in recipe_stages(recipe) if stage.objective is not None]

@@ -37,10 +37,11 @@ from lmdistill.recipe.data import GENERATED
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.stages.contrast_writer import contrast_writer
-from lmdistill.stages.student_writer import StudentAtWork
+from lmdistill.stages.student_writer import StudentAtWork, teacher_scorer
 from lmdistill.teachers import ApiTeacher
 from lmdistill.teachers.api_types import Answer
 
+_NAMES_THE_TEACHER = {"model", "serve", "base_url", "revision", "template", "recording"}
 SEEDS = f"{GENERATED}:seeds"
 """Path of the seeds with their own answers."""
 
@@ -80,14 +81,16 @@ def make_data(
     """
     recipe = context.recipe
     spec = recipe.generation
-    if spec is None or recipe.api is None:
+    if spec is None or (recipe.api is None and not spec.asks_nobody):
         raise RecipeError(f"a training source is {GENERATED!r}, but the recipe lacks generation or api: add both")
+    api = None if spec.asks_nobody else recipe.api
+    author = recipe.teacher.model if api is None else api.model
     worker, weights = student() if student is not None and spec.maker in ASKS_THE_STUDENT else (None, "")
     seeds = read_seeds(context)
     name, folder = f"generate-round-{number}", context.folder.file(GENERATED) / f"round-{number}"
     key = fingerprint_of(
         spec.model_dump(mode="json"),
-        recipe.api.model_dump(mode="json", include={"model", "serve", "base_url", "revision", "template", "recording"}),
+        None if api is None else api.model_dump(mode="json", include=_NAMES_THE_TEACHER),
         [seed.id for seed in seeds],
         weights,
         recipe.seed,
@@ -97,10 +100,14 @@ def make_data(
         return Made(folder, skipped=True)
     started = time.monotonic()
     with (
-        context.stage(name, key, f"{recipe.api.model} writes: {spec.maker}, {len(seeds):,} seeds") as facts,
-        ApiTeacher(recipe.api, folder=context.folder.path, run=recipe.name, progress=context.progress) as teacher,
+        context.stage(name, key, f"{author} writes: {spec.maker}, {len(seeds):,} seeds") as facts,
         ExitStack() as owned,
     ):
+        teacher = None
+        if api is not None:
+            teacher = owned.enter_context(
+                ApiTeacher(api, folder=context.folder.path, run=recipe.name, progress=context.progress)
+            )
         counting = _Counting(teacher, context)
         desk = Desk(
             spec,
@@ -112,8 +119,9 @@ def make_data(
             progress=context.progress,
             writer=worker.answer if worker is not None else None,
             scorer=worker.difficulty if worker is not None else None,
-            stamp=teacher.ledger.time_of,
+            stamp=(lambda keys: "") if teacher is None else teacher.ledger.time_of,
             contraster=None if recipe.teacher_is_remote else contrast_writer(context, spec.contrastive),
+            likelihood=None if recipe.teacher_is_remote else teacher_scorer(context),
             folder=folder,
         )
         verifier = owned.enter_context(Verifier(spec.verify)) if spec.verify is not None else None
@@ -125,12 +133,12 @@ def make_data(
         if spec.preferences is not None:
             _write_preferences(folder, kept, dropped, spec.preferences, recipe.seed)
         costs = counting.costs((time.monotonic() - started) / 60)
-        card = data_card(kept, dropped, costs, name=recipe.name, teachers=[recipe.api.model], seed=recipe.seed)
+        card = data_card(kept, dropped, costs, name=recipe.name, teachers=[author], seed=recipe.seed)
         _write(folder, kept, dropped, seeds, card)
         facts |= {
             "kept": len(kept),
             "dropped": len(dropped),
-            "calls": teacher.spent().calls,
+            "calls": 0 if teacher is None else teacher.spent().calls,
             "tokens": costs.tokens,
             "money": costs.money,
         }
@@ -168,7 +176,8 @@ def _seeds_of(context: Context, spec: SeedSpec, place: int) -> list[Seed]:
         answer = None
         if spec.answer is not None and ("{" in spec.answer or spec.answer in row.row):
             answer = _column(row.row, spec.answer, row.origin, f"generation.seeds.{place}.answer").strip() or None
-        seeds.append(Seed(make_id(prompt), prompt, answer, row.row))
+            answer = spec.answer_words.get(answer, answer) if answer is not None else None
+        seeds.append(Seed(make_id(prompt), prompt, answer, row.row, spec.task, spec.use))
     # With its answer, as a held-out source of the same file has it: then both draw one line between the rows.
     documents = [Document(prompt=seed.prompt, response=seed.answer, origin=seed.id) for seed in seeds]
     if spec.part != "all":
@@ -298,8 +307,13 @@ def generated_documents(folder: Path, source: SourceSpec, seed: int) -> tuple[li
 
 
 def document_of(example: Example, origin: str) -> Document:
-    """An example as a row to train on. What a method needs besides stands in its fields: `given` characters of the
-    response that are read and not learnt, the `twin` that it makes a pair with, the `span` that both share."""
+    """An example as a row to train on; without a prompt it is plain text. What a method needs besides stands in its
+    fields: `given` characters of the response that are read and not learnt, the `twin` that it makes a pair with, the
+    `span` that both share, the `turns` (question, answer) that it is made of."""
+    if not example.prompt:
+        return Document(text=example.response, origin=origin, task=example.task)
+    if example.fields.get("turns"):
+        return turns_document(example, origin)
     task = "" if example.task == "seeds" else example.task
     given, twin = int(example.fields.get("given", 0)), str(example.fields.get("twin", ""))
     first, end = example.fields.get("span") or (0, 0)
@@ -317,11 +331,36 @@ def document_of(example: Example, origin: str) -> Document:
     )
 
 
+def turns_document(example: Example, origin: str) -> Document:
+    """Several questions and answers in one context, all answers learnt: a conversation, or one text."""
+    turns = example.fields["turns"]
+    if example.fields.get("form") == "turns":
+        messages = [
+            {"role": role, "content": text.strip()}
+            for turn in turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        return Document(messages=messages, origin=origin, task=example.task)
+    response, learnt, separator = "", [], example.fields.get("separator", "\n\n")
+    for number, (question, answer) in enumerate(turns):
+        response += "" if number == 0 else f"{separator}{question}"
+        learnt.append((len(response), len(response) + len(answer)))
+        response += answer
+    return Document(
+        prompt=turns[0][0],
+        response=response,
+        origin=origin,
+        id=make_id(turns[0][0], response, *learnt),
+        task=example.task,
+        learnt=tuple(learnt),
+    )
+
+
 @dataclass
 class _Counting:
     """Shows how many answers have come."""
 
-    teacher: ApiTeacher
+    teacher: ApiTeacher | None
     context: Context
     answers: int = 0
     prompt: int = 0
@@ -332,7 +371,9 @@ class _Counting:
     priced: bool = True
 
     def answer(self, requests: Any) -> Iterator[Any]:
-        """The teacher's answers, counted."""
+        """The teacher's answers, counted. Raises RecipeError where the recipe has no teacher to ask."""
+        if self.teacher is None:
+            raise RecipeError("this maker asks no teacher, so it cannot ask one")
         with self.context.progress.task("answers", unit="answers") as task:
             for answer in self.teacher.answer(requests):
                 task.advance()

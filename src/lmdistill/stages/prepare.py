@@ -31,7 +31,7 @@ from lmdistill.errors import DataError
 from lmdistill.io import hash_file, hash_json, write_folder, write_json
 from lmdistill.models import tokenizer_fingerprint
 from lmdistill.packages import resolve_path
-from lmdistill.recipe import GenerationSpec, SourceSpec, StageSpec, recipe_stages
+from lmdistill.recipe import DataSpec, GenerationSpec, Recipe, SourceSpec, StageSpec, recipe_stages
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.trajectories.teacher import Written, write_answers
@@ -78,9 +78,10 @@ def encode(
 ) -> Dataset:
     """Encode and pack documents, kept in the run's folder under `data/<name>`."""
     folder = context.folder.file("data") / name
+    settings = _settings(context.recipe)
     key = fingerprint_of(
         [document.id for document in documents],
-        context.recipe.data.model_dump(mode="json", exclude={"train", "evaluation"}),
+        settings.model_dump(mode="json", exclude={"train", "evaluation"}),
         tokenizer_fingerprint(tokenizer),
         context.recipe.seed,
     )
@@ -90,11 +91,24 @@ def encode(
             setattr(report, field_name, value)
         return load_from_disk(str(folder))
     dataset = build_dataset(
-        documents, tokenizer, context.recipe.data, seed=context.recipe.seed, report=report, progress=context.progress
+        documents, tokenizer, settings, seed=context.recipe.seed, report=report, progress=context.progress
     )
+    if context.recipe.generation is not None and name.startswith("train-") and report.truncated + report.dropped:
+        context.warn(
+            f"{name}: {report.truncated + report.dropped} of {len(documents)} rows are longer than data.max_length = "
+            f"{settings.max_length} tokens (the longest has {report.longest}): {report.truncated} lost the beginning "
+            f"of what stands before the answer, {report.dropped} are left out. Raise data.max_length, or make rows "
+            "shorter"
+        )
     _keep(dataset, folder)
     context.folder.finish(f"data-{name}", key, report=report.model_dump(mode="json"))
     return dataset
+
+
+def _settings(recipe: Recipe) -> DataSpec:
+    """How rows are encoded, with the factors of the losses of a maker's own tasks."""
+    factors = None if recipe.generation is None else recipe.generation.task_factors
+    return recipe.data if factors is None else recipe.data.model_copy(update={"balance": factors})
 
 
 def stage_documents(

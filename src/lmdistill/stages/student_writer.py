@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from lmdistill.data import Document, EncodedRow, RowEncoder
 from lmdistill.evaluation.answers import end_tokens
+from lmdistill.generation.desk import Scorer
 from lmdistill.models import load_model, load_tokenizer
+from lmdistill.progress import Progress
 from lmdistill.recipe import AskSpec, GenerationSpec, ModelSpec
 from lmdistill.stages.context import Context
 from lmdistill.trajectories.decode import advance_plainly, begin, limits_of, write_all
@@ -58,35 +60,52 @@ class StudentAtWork:
             )
         return [str(self.tokenizer.decode(text.answer_ids, skip_special_tokens=True)).strip() for text in texts]
 
-    @torch.no_grad()
     def difficulty(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Mean negative log-probability, nats a token, of each response behind its prompt, or alone without one."""
-        documents = [
-            Document(prompt=prompt, response=response) if prompt else Document(text=response)
-            for prompt, response in pairs
-        ]
-        rows = list(self._encoder.encode(documents))
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids_L))
-        found = [0.0] * len(rows)
-        with self._context.progress.task("the student reads", total=len(rows), unit="texts") as task:
-            for first in range(0, len(order), _BATCH):
-                places = order[first : first + _BATCH]
-                for place, mean in zip(places, self._means([rows[place] for place in places]), strict=True):
-                    found[place] = mean
-                task.advance(len(places))
-        return found
+        return mean_losses(self.model, self._encoder, pairs, self._context.progress, "the student reads")
 
-    def _means(self, rows: Sequence[EncodedRow]) -> list[float]:
-        """Mean loss of the trained tokens of each row; 0 for a row that has none behind its first."""
-        length = max(len(row.ids_L) for row in rows)
-        ids_BL = torch.zeros(len(rows), length, dtype=torch.long)
-        mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
-        for place, row in enumerate(rows):
-            ids_BL[place, : len(row.ids_L)] = torch.as_tensor(row.ids_L)
-            mask_BL[place, : len(row.ids_L)] = torch.as_tensor(row.trained_L)
-        ids_BL, mask_BL = ids_BL.to(self.model.device), mask_BL[:, 1:].to(self.model.device)
-        logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
-        loss_N = cross_entropy(logits_BLV[mask_BL].float(), ids_BL[:, 1:][mask_BL], reduction="none")
-        loss_BL = torch.zeros(mask_BL.shape, dtype=torch.float32, device=loss_N.device)
-        loss_BL[mask_BL] = loss_N
-        return [float(mean) for mean in loss_BL.sum(1) / mask_BL.sum(1).clamp_min(1)]
+
+def teacher_scorer(context: Context) -> Scorer:
+    """The same of the teacher's weights, which are loaded at the first call."""
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        encoder = RowEncoder(context.teacher_tokenizer())
+        return mean_losses(context.teacher.eval(), encoder, pairs, context.progress, "the teacher reads")
+
+    return score
+
+
+@torch.no_grad()
+def mean_losses(
+    model: PreTrainedModel, encoder: RowEncoder, pairs: Sequence[tuple[str, str]], progress: Progress, title: str
+) -> list[float]:
+    """Mean negative log-probability, nats a token, of each response behind its prompt, or alone without one."""
+    documents = [
+        Document(prompt=prompt, response=response) if prompt else Document(text=response) for prompt, response in pairs
+    ]
+    rows = list(encoder.encode(documents))
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids_L))
+    found = [0.0] * len(rows)
+    with progress.task(title, total=len(rows), unit="texts") as task:
+        for first in range(0, len(order), _BATCH):
+            places = order[first : first + _BATCH]
+            for place, mean in zip(places, _means(model, [rows[place] for place in places]), strict=True):
+                found[place] = mean
+            task.advance(len(places))
+    return found
+
+
+def _means(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> list[float]:
+    """Mean loss of the trained tokens of each row; 0 for a row that has none behind its first."""
+    length = max(len(row.ids_L) for row in rows)
+    ids_BL = torch.zeros(len(rows), length, dtype=torch.long)
+    mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
+    for place, row in enumerate(rows):
+        ids_BL[place, : len(row.ids_L)] = torch.as_tensor(row.ids_L)
+        mask_BL[place, : len(row.ids_L)] = torch.as_tensor(row.trained_L)
+    ids_BL, mask_BL = ids_BL.to(model.device), mask_BL[:, 1:].to(model.device)
+    logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
+    loss_N = cross_entropy(logits_BLV[mask_BL].float(), ids_BL[:, 1:][mask_BL], reduction="none")
+    loss_BL = torch.zeros(mask_BL.shape, dtype=torch.float32, device=loss_N.device)
+    loss_BL[mask_BL] = loss_N
+    return [float(mean) for mean in loss_BL.sum(1) / mask_BL.sum(1).clamp_min(1)]

@@ -48,7 +48,8 @@ class EmptyCheck(Check):
 
     def look(self, example: Example) -> Finding | None:
         """A finding where prompt or response is empty."""
-        for name, text in (("prompt", example.prompt), ("response", example.response)):
+        prompt = () if example.task == "text" else (("prompt", example.prompt),)  # plain text answers nothing
+        for name, text in (*prompt, ("response", example.response)):
             if not any(unicodedata.category(c)[0] not in "CZ" for c in text):
                 return Finding(f"the {name} is empty ({len(text)} characters, none of them visible)")
         return None
