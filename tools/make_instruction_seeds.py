@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Write recipes/data/instructions.jsonl: the seed tasks of the recipes that make new instructions.
 
     python tools/make_instruction_seeds.py             writes the file
