@@ -78,7 +78,7 @@ def read_verdict(text: str) -> float | None:
     if found is None:
         return None
     word = found[1].upper()
-    if word == "A" and re.match(r"\s+[a-z]", text[found.end() :]):
+    if word == "A" and re.match(r"\s+(?!is\b|wins\b|follows\b)[a-z]", text[found.end() :]):
         return None  # "A good answer would ...": an article, no verdict
     return {"A": 1.0, "B": 0.0}.get(word, 0.5)
 
