@@ -16,7 +16,11 @@ METHOD = Method(
     ),
     formula="L = -sum_t log q(y_t | y_<t, x),   y = the output that the teacher wrote for its own task x",
     fragment={
-        "generation": {"maker": "self_instruct", "ask": {"temperature": 0.7, "endpoint": "completions"}, "instructions": {"per_request": 8}},
+        "generation": {
+            "maker": "self_instruct",
+            "ask": {"temperature": 0.7, "endpoint": "completions"},
+            "instructions": {"per_request": 8},
+        },
         "data": {"train": [{"path": "generated"}]},
         "objective": {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}},
     },

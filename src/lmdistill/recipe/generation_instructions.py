@@ -15,7 +15,7 @@ class InstructionsSpec(Section):
     wanted: Count = 100
     """New instructions to keep; making ends there, or after `requests` questions to the teacher."""
     requests: Count = 100
-    """Most requests for new instructions; each further step of a method (classification, input, answer) comes on top."""
+    """Most requests for new instructions; each further step of a method (classification, input, answer) is beside it."""
     wave: Count = 8
     """Requests that are asked together; what they bring joins the pool before the next wave."""
     human_examples: Count = 6
@@ -55,7 +55,7 @@ class AdversarialSpec(Section):
     """Lion (arXiv 2305.12870): imitation, discrimination, generation; one round each of `generation.rounds`."""
 
     margin: NonNegative = 1.0
-    """An instruction is hard where the referee scores the teacher's answer by so much above the student's, averaged over
+    """An instruction is hard where the referee scores the teacher's answer by so much above the student's, as a mean of
     both orders; scores go from 1 to 10."""
     new_per_kind: Count = 20
     """New hard and as many new easy instructions a round."""

@@ -128,7 +128,7 @@ class Context:
         )
 
     def _failed(self, name: str, seconds: float, error: BaseException) -> None:
-        """A stage failed: what it cost is written down, and nothing comes between the error and whoever waits for it."""
+        """A stage failed: what it cost is written down, and nothing stands between the error and who waits for it."""
         with contextlib.suppress(LmdistillError, OSError, ValueError):
             self.folder.event("stage_failed", name, seconds=round(seconds, 3), error=type(error).__name__)
             begun = [event["stage"] for event in self.folder.events() if event.get("kind") == "stage_started"]

@@ -77,7 +77,8 @@ def estimate_data(context: Context, number: int = 1) -> DryRun:
         try:
             made = sum(1 for _ in MAKERS[spec.maker](desk, seeds))
         except _Unanswered as first:
-            text = f"{len(seeds):,} seeds; the next questions: {first.estimate.sentence()}. Behind them: {limits_of(context)}"
+            text = f"{len(seeds):,} seeds; the next questions: {first.estimate.sentence()}. "
+            text += f"Behind them: {limits_of(context)}"
             return DryRun(number, len(seeds), first.estimate, False, text)
     return DryRun(number, len(seeds), None, True, f"{len(seeds):,} seeds: all answers are there, for {made:,} rows")
 
