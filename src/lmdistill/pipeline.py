@@ -178,6 +178,8 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
                 trajectories=stage.trajectories or context.recipe.trajectories,
                 seconds=_budget(context) if is_student else None,
                 limited=is_student,
+                unfreeze=stage.unfreeze if is_student else None,
+                pruning=stage.pruning if is_student else None,
                 **_text_and_signals(context, work, student, stage),
                 heldout=work.heldout,
             )

@@ -8,7 +8,7 @@ output is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -97,9 +97,10 @@ class HintSpec(Section):
     """Factor of this hint in the loss; that of the mean over its pairs of layers, or of their sum (`over_layers`)."""
     over_layers: Literal["mean", "sum"] = "mean"
     """What becomes of the distances of several pairs of layers."""
-    weight_schedule: Literal["constant", "linear", "gradient_magnitude"] = "constant"
-    """Constant; from `weight` to `weight_end` over training; or such that this hint's gradient on the layer below all
-    hints is `weight` times as long as that of the rest of the objective (after GradNorm, 1711.02257)."""
+    weight_schedule: Literal["constant", "linear", "loss_magnitude", "gradient_magnitude"] = "constant"
+    """Constant; from `weight` to `weight_end` over training; such that the hint is `weight` times as large as the rest
+    of the objective (Minitron's dynamic alpha); or such that its gradient on the layer below all hints is `weight`
+    times as long as that of the rest (after GradNorm, 1711.02257)."""
     weight_end: NonNegative | None = None
     """Weight at the end of training (`linear`)."""
     measure_every: Count = 10
@@ -111,7 +112,7 @@ class HintSpec(Section):
     """With `unfreeze.mode: one`, compare only the layer that is being trained (MobileBERT)."""
     projector: ProjectorSpec | None = None
     """Learnt map between both models' widths; needed where the distance compares vectors of different widths."""
-    parameters: dict[str, bool | float | str] = Field(default_factory=dict)
+    parameters: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The distance's own parameters; see docs/hints.md."""
 
     @model_validator(mode="after")
@@ -169,3 +170,43 @@ class PruneWhileSpec(Section):
         if self.start >= self.end:
             raise ValueError(f"pruning from {self.start} to {self.end} of training: start must lie before end")
         return self
+
+
+_PAIRS_OF_POSITIONS = ("attention", "query", "key", "value", "gram", "fsp", "similarity")
+
+
+def check_hints(recipe: Any, stages: list[Any]) -> None:
+    """Refuse hints that nobody can give, and schedules without a meaning; `stages` are complete. Raises ValueError."""
+    for stage in stages:
+        hints: list[HintSpec] = stage.objective.hints
+        if hints:
+            _check_teacher_of_hints(recipe, hints)
+        if any(hint.only_current for hint in hints) and (stage.unfreeze is None or stage.unfreeze.mode != "one"):
+            raise ValueError("only_current compares the block that is being trained: set unfreeze.mode: one")
+        for name, given in (("unfreeze", stage.unfreeze), ("pruning", stage.pruning)):
+            if given is not None and recipe.student.lora is not None:
+                raise ValueError(f"{name} switches or cuts the student's own weights: leave student.lora away")
+
+
+def _check_teacher_of_hints(recipe: Any, hints: list[HintSpec]) -> None:
+    if recipe.signals.kind != "live":
+        raise ValueError(
+            "objective.hints compare what is inside the teacher while it reads, which a store does not keep: use "
+            "signals.kind: live"
+        )
+    if recipe.teacher_is_remote:
+        raise ValueError(
+            f"objective.hints: the teacher {recipe.teacher.model} is behind an API, which shows nothing of its inside: "
+            "name its weights in teacher"
+        )
+    if recipe.teaching.kind != "model":
+        raise ValueError(
+            f"objective.hints look inside one teacher in this process, which teaching.kind: {recipe.teaching.kind} is "
+            "not: use teaching.kind: model"
+        )
+    pairwise = next((hint.kind for hint in hints if hint.kind.startswith(_PAIRS_OF_POSITIONS)), None)
+    if pairwise is not None and (recipe.teaching.context is not None or recipe.teaching.template == "teacher"):
+        raise ValueError(
+            f"objective.hints: {pairwise} compares pairs of positions, which a teacher that reads a text of its own "
+            "does not share: use hints on hidden states"
+        )

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from lmdistill.data import Collator, Document, RowEncoder, row_of
 from lmdistill.errors import RecipeError
 from lmdistill.models import load_config
-from lmdistill.recipe import ObjectiveSpec, TrajectoriesSpec
+from lmdistill.recipe import ObjectiveSpec, PruneWhileSpec, TrajectoriesSpec, UnfreezeSpec
 from lmdistill.signals.store import SignalStore
 from lmdistill.stages.context import Context
+from lmdistill.stages.hints import hints_of
 from lmdistill.stages.prepare import teacher_encoder
 from lmdistill.stages.rollouts import journal_of, rewards_of, trajectories_of
 from lmdistill.stages.student import Student
@@ -24,8 +25,9 @@ from lmdistill.stages.teaching import AlignedTeacher, context_length, live_teach
 from lmdistill.teachers import SelfTeacher, Teacher
 from lmdistill.teachers.columns import unsaid_of
 from lmdistill.training.adversary import Adversary
-from lmdistill.training.companions import Companion, Companions, KeptJournal, KeptTexts
+from lmdistill.training.companions import Companion, Companions, KeptJournal, KeptModule, KeptTexts
 from lmdistill.training.discriminator import Discriminator
+from lmdistill.training.hints import HintSet
 from lmdistill.training.objective import Objective
 from lmdistill.training.policy import Policy
 from lmdistill.training.stored import KEY, SignalCollator, StoredTeacher, kinds_of
@@ -52,6 +54,10 @@ class Job:
     """The store that the teacher's signals come from; the teacher is asked live where absent."""
     seconds: float | None = None
     """Wall-clock budget of all trainings of the student together."""
+    unfreeze: UnfreezeSpec | None = None
+    """Which of the student's layers are trained when."""
+    pruning: PruneWhileSpec | None = None
+    """Neurons that go while the student learns."""
     limited: bool = False
     """Whether the recipe's budget of tokens and operations is for it: it is the student's training."""
 
@@ -66,6 +72,8 @@ class Equipment:
     companions: Companions
     journal: Journal | None
     """Where what the student writes is kept for reading."""
+    hints: HintSet | None = None
+    """What compares the insides of both models; hooks both until it is closed."""
 
 
 def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, *, mixed: bool) -> Equipment:
@@ -99,7 +107,10 @@ def equip(context: Context, student: Student, job: Job, model: PreTrainedModel, 
         held.append(objective.policy.score.discriminator)
     if isinstance(objective.aligned, AlignedTeacher):
         held += objective.aligned.companions
-    return Equipment(collator, objective, windows, Companions(held, moving=moving, trajectories=texts), journal)
+    if objective.hints is not None:
+        held.append(KeptModule(objective.hints, "hints"))
+    companions = Companions(held, moving=moving, trajectories=texts)
+    return Equipment(collator, objective, windows, companions, journal, objective.hints)
 
 
 def _teacher_context(context: Context, model: PreTrainedModel) -> int | None:
@@ -169,6 +180,7 @@ def _objective(
             policy=policy,
             reference=reference,
             aligned=aligned,
+            hints=hints_of(context, job, model, teacher, vocabulary),
         )
     except ValueError as error:
         raise RecipeError(f"stage {job.name}: objective: {error}") from error

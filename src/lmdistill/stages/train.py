@@ -21,14 +21,17 @@ from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.budget import Spent, share_used, spent_before, training_flops
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.drive import drive
-from lmdistill.stages.jobs import Job, equip
+from lmdistill.stages.hints import save_projectors
+from lmdistill.stages.jobs import Equipment, Job, equip
 from lmdistill.stages.student import Student
 from lmdistill.students import merged, with_adapters
 from lmdistill.training.arguments import training_arguments
 from lmdistill.training.budget import Clock
 from lmdistill.training.checkpoints import SealCheckpoints, newest_checkpoint
+from lmdistill.training.pruning import PruneWhile
 from lmdistill.training.schedules import TaidSchedule
 from lmdistill.training.trainer import DistillTrainer
+from lmdistill.training.unfreezing import Unfreezing
 
 HELDOUT_TOKENS = 4096
 """Tokens of each held-out text behind a point of the held-out curves."""
@@ -89,7 +92,8 @@ def _train_through(
     model, done = _latest(context, student, jobs, keys)
     for job, key in list(zip(jobs, keys[1:], strict=True))[done:]:
         with context.stage(job.name, key, describe(job.objective)) as facts:
-            train(context, student, job, key, model, facts, before=spent_before(context, job, jobs[: jobs.index(job)]))
+            before = spent_before(context, job, jobs[: jobs.index(job)])
+            train(context, student, job, key, model, facts, before=before)
             if keep_last or job is not jobs[-1]:
                 save_model(model, student.tokenizer, _between(context, job))
     return model
@@ -132,6 +136,7 @@ def describe(objective: ObjectiveSpec) -> str:
         (objective.preference.kind, objective.preference.weight),
         ("consistency", objective.consistency.weight),
         (across.kind if across else "", across.weight if across else 0.0),
+        *((hint.kind, hint.weight) for hint in objective.hints),
     ]
     return " + ".join(f"{weight:g} {name}" for name, weight in terms if weight)
 
@@ -152,6 +157,7 @@ def job_fingerprint(context: Context, job: Job, start: str) -> str:
         recipe.teacher.model_dump(mode="json") if job.objective.needs_teacher else None,
         recipe.student.freeze_head,
         recipe.student.lora.model_dump(mode="json") if recipe.student.lora else None,
+        *(each.model_dump(mode="json") for each in (job.unfreeze, job.pruning) if each is not None),
         *_other_budget(recipe, job),
     )
 
@@ -173,7 +179,7 @@ def train(
     *,
     before: Spent | None = None,
 ) -> None:
-    """Train `model` in place; resumes from the newest checkpoint that verifies.
+    """Train `model` in place; resumes from the newest checkpoint that verifies. Where neurons go, it is smaller after.
 
     `before` is what earlier stages used of the budget.
     Raises Interrupted after saving where a signal asked to stop, NonFiniteLoss before a bad step is taken.
@@ -205,18 +211,25 @@ def train(
         clock=clock,
     )
     journal = equipment.journal
-    tokens = drive(
-        context,
-        job.name,
-        trainer,
-        clock=clock,
-        companions=equipment.companions,
-        resume=resume,
-        problems=problems,
-        callbacks=_callbacks(trainer),
-        # What an attempt that left no checkpoint wrote down.
-        afresh=lambda: journal.cut(0) if journal is not None else None,
-    )
+    changes = _changes(job, model, trainer, equipment)
+    try:
+        tokens = drive(
+            context,
+            job.name,
+            trainer,
+            clock=clock,
+            companions=equipment.companions,
+            resume=resume,
+            problems=problems,
+            callbacks=[*_callbacks(trainer), *changes],
+            # What an attempt that left no checkpoint wrote down.
+            afresh=lambda: journal.cut(0) if journal is not None else None,
+        )
+        if equipment.hints is not None:
+            save_projectors(equipment.hints, context.folder.path, job.name)
+    finally:
+        if equipment.hints is not None:
+            equipment.hints.close()
     new = written.written_tokens if written is not None else 0
     facts.update(
         tokens=tokens,
@@ -226,6 +239,23 @@ def train(
         earlier_seconds=used,
         training_seconds=round(clock.used, 3),
     )
+    for change in changes:
+        if isinstance(change, PruneWhile):
+            change.shrink(model)
+
+
+def _changes(
+    job: Job, model: PreTrainedModel, trainer: DistillTrainer, equipment: Equipment
+) -> list[Unfreezing | PruneWhile]:
+    """What changes which weights are trained, or are there, while training runs."""
+    found: list[Unfreezing | PruneWhile] = []
+    if job.unfreeze is not None:
+        found.append(Unfreezing(job.unfreeze, model, trainer.progress, equipment.hints))
+    if job.pruning is not None:
+        pruning = PruneWhile(job.pruning, model, trainer.progress)
+        equipment.companions.companions = [*equipment.companions.companions, pruning]
+        found.append(pruning)
+    return found
 
 
 def _callbacks(trainer: DistillTrainer) -> list[TrainerCallback]:

@@ -92,7 +92,7 @@ def layer_pairs(
 def projectors_for(
     hints: Sequence[PairedHint], widths: Callable[[Pair], tuple[int, int]], device: torch.device
 ) -> dict[str, nn.Module]:
-    """Projectors by name of hint and number of pair. Raises RecipeError where two widths differ and none is asked for."""
+    """Projectors by name of hint and number of pair. Raises RecipeError where widths differ and none is asked for."""
     made: dict[str, nn.Module] = {}
     for paired in hints:
         spec = paired.spec.projector
@@ -105,8 +105,9 @@ def projectors_for(
             if spec is None:
                 if own != other:
                     raise RecipeError(
-                        f"objective.hints: {paired.name} compares vectors of one width, but {pair.student} of the student "
-                        f"has {own} and {pair.teacher} of the teacher {other}: set projector: {{kind: linear}} for it"
+                        f"objective.hints: {paired.name} compares vectors of one width, but {pair.student} of the "
+                        f"student has {own} and {pair.teacher} of the teacher {other}: set projector: {{kind: linear}} "
+                        "for it"
                     )
                 continue
             key = projector_key(paired, number)

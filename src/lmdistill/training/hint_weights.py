@@ -11,10 +11,16 @@ from lmdistill.recipe import HintSpec
 
 
 def scheduled_weight(spec: HintSpec, progress: float) -> float:
-    """The weight at a share of training that is done, 0 to 1; for `gradient_magnitude` the wanted ratio of gradients."""
+    """The weight at a share of training that is done, 0 to 1; for `gradient_magnitude` the ratio of gradients."""
     if spec.weight_schedule != "linear" or spec.weight_end is None:
         return spec.weight
     return spec.weight + (spec.weight_end - spec.weight) * min(1.0, max(0.0, progress))
+
+
+def size_factor(rest: Tensor, value: Tensor) -> float:
+    """What makes a hint as large as the rest of the loss (Minitron, 2407.14679, section 2.3); 1 where either is 0."""
+    own, aim = float(value.detach()), float(rest.detach())
+    return aim / own if own > 0 and aim > 0 else 1.0
 
 
 def gradient_factors(rest: Tensor, hints: Mapping[str, Tensor], shared: Sequence[nn.Parameter]) -> dict[str, float]:

@@ -40,7 +40,7 @@ from lmdistill.training.hint_pairs import (
     projectors_for,
     width_at,
 )
-from lmdistill.training.hint_weights import gradient_factors, scheduled_weight
+from lmdistill.training.hint_weights import gradient_factors, scheduled_weight, size_factor
 from lmdistill.training.positions import Positions
 from lmdistill.training.projectors import project
 from lmdistill.training.taps import FINAL, BlockInputs, Place, Taps, Tell
@@ -149,6 +149,8 @@ class HintSet(nn.Module):
                 weight = scheduled_weight(paired.spec, self.progress())
                 if paired.spec.weight_schedule == "gradient_magnitude":
                     weight *= float(self.factors[number])
+                elif paired.spec.weight_schedule == "loss_magnitude":
+                    weight *= size_factor(rest, values[paired.name])
                 total = total + weight * values[paired.name]
         return total
 

@@ -31,8 +31,10 @@ from lmdistill.teachers.base import Speech, Teacher, model_inputs
 from lmdistill.teachers.reading import as_teacher
 from lmdistill.training.contrast import GAPS, TYPICAL, Side, sides_of, typical_gaps
 from lmdistill.training.groups import IGNORED, Group, Term, groups_of, next_labels
+from lmdistill.training.hints import HintSet
 from lmdistill.training.pairs import preference
 from lmdistill.training.policy import ADVANTAGES, Policy
+from lmdistill.training.positions import decoder_positions
 from lmdistill.training.twins import consistency
 
 SPEECH = "speech"
@@ -102,11 +104,12 @@ class Objective:
         policy: Policy | None = None,
         reference: Teacher | None = None,
         aligned: Aligned | None = None,
+        hints: HintSet | None = None,
     ) -> None:
         """`vocabulary_size` is the number of real ids; `compute_dtype` the precision of the head's products.
 
         `policy` makes the advantages of `spec.policy`; `reference` is what `spec.preference` compares with where it is
-        not the teacher; `aligned` is the distance of `spec.cross_tokenizer`.
+        not the teacher; `aligned` is the distance of `spec.cross_tokenizer`; `hints` are those of `spec.hints`.
         Raises ValueError where the terms need a teacher, or one of these, and none is given.
         """
         if spec.needs_teacher and spec.cross_tokenizer is None and teacher is None:
@@ -115,6 +118,7 @@ class Objective:
             ("policy", spec.policy.weight > 0, policy),
             ("reference", spec.preference.weight > 0 and spec.preference.kind in ("dpo", "ipo"), reference),
             ("aligned distance", spec.cross_tokenizer is not None, aligned),
+            ("set of hints", bool(spec.hints), hints),
         ):
             if wanted and given is None:
                 raise ValueError(f"this objective needs a {name}, but none was given")
@@ -128,6 +132,7 @@ class Objective:
         self.policy = policy
         self.reference = teacher if spec.preference.kind == "dpkd" else reference
         self.aligned = aligned
+        self.hints = hints
 
     def prepare(
         self,
@@ -195,9 +200,8 @@ class Objective:
 
         `model` is called (wrapped for several devices or not), `bare_model` is the student inside it.
         """
-        read = self._read(model, bare_model, batch)
+        read, speech = self._listen(model, bare_model, batch)
         hidden_NH = read.hidden_NH
-        speech = self._speech(batch)
         sums = self._compare(read, speech, num_items) if self.spec.contrastive is None else self._contrast(read, speech)
         cosine = hidden_NH.new_zeros((), dtype=torch.float32)
         if self.spec.hidden_cosine.weight > 0 and speech is not None and speech.hidden_NK is not None:
@@ -205,14 +209,43 @@ class Objective:
             mask_N = read.mask_N if said_N is None else read.mask_N & said_N
             cosine = cosine_distance(hidden_NH, speech.hidden_NK, mask_N, num_items)
         loss, others = self._others(read, num_items)
+        loss = sums.loss + self.spec.hidden_cosine.weight * cosine + loss
+        if self.hints is not None:
+            hinted, parts = self._hinted(self.hints, read, loss, num_items)
+            loss, others = loss + hinted, {**others, **parts}
         return StepLoss(
-            loss=sums.loss + self.spec.hidden_cosine.weight * cosine + loss,
+            loss=loss,
             divergence=sums.divergence,
             cross_entropy=sums.cross_entropy,
             hidden_cosine=cosine.detach(),
             token_loss_BL=sums.token_loss_N.view(read.shape),
             others={**others, **({"policy": sums.policy} if self.spec.policy.weight > 0 else {})},
         )
+
+    def _listen(
+        self, model: nn.Module, bare_model: PreTrainedModel, batch: Mapping[str, Any]
+    ) -> tuple[Read, Speech | None]:
+        """What student and teacher make of a micro-batch, and what hints compare caught on the way."""
+        if self.hints is None:
+            return self._read(model, bare_model, batch), self._speech(batch)
+        assert self.teacher is not None
+        with self.hints.listening():
+            # The teacher first: blocks may read its states. It speaks again where the window was prepared: what is
+            # inside it was not kept.
+            speech = self.teacher.speak(batch)
+            self.hints.feed()
+            read = self._read(model, bare_model, batch)
+        return read, batch.get(SPEECH, speech)
+
+    def _hinted(
+        self, hints: HintSet, read: Read, rest: Tensor, num_items: Tensor | float | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of hints, and each by name; `rest` is the rest of the loss."""
+        values = hints.values(decoder_positions(read.batch))
+        if num_items is not None:  # means over this micro-batch, of which the window has several
+            share = read.mask_N.sum() / num_items
+            values = {name: value * share for name, value in values.items()}
+        return hints.weighed(values, rest), {f"hint_{name}": value.detach() for name, value in values.items()}
 
     def _read(self, model: nn.Module, bare_model: PreTrainedModel, batch: Mapping[str, Any]) -> Read:
         hidden_NH = last_hidden(model, model_inputs(batch)).flatten(0, 1)

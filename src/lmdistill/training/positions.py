@@ -54,8 +54,8 @@ class Positions:
         """Raises RecipeError where the teacher reads a text of its own."""
         if self.places_BL is not None:
             raise RecipeError(
-                "objective.hints: attention, relations and flows compare pairs of positions, which a teacher that reads "
-                "a text of its own does not share: use hidden-state hints, or take teaching.context away"
+                "objective.hints: attention, relations and flows compare pairs of positions, which a teacher that "
+                "reads a text of its own does not share: use hidden-state hints, or take teaching.context away"
             )
 
 
@@ -74,8 +74,7 @@ def decoder_positions(batch: Mapping[str, Any]) -> Positions:
     real_BL = counts_BL.gather(1, segments_BL) > 0
     if "attention_mask" in batch:
         real_BL = real_BL & batch["attention_mask"].bool()
-    places_BL = batch[PLACES] if PLACES in batch else None
-    return Positions(trained_BL, real_BL, segments_BL.masked_fill(~real_BL, -1), places_BL).both()
+    return Positions(trained_BL, real_BL, segments_BL.masked_fill(~real_BL, -1), batch.get(PLACES)).both()
 
 
 def encoder_positions(attention_mask_BL: Tensor, labels_BL: Tensor | None = None) -> Positions:

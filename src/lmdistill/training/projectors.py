@@ -12,12 +12,17 @@ from lmdistill.recipe import ProjectorSpec
 def make_projector(spec: ProjectorSpec, given: int, wanted: int) -> nn.Module:
     """A map from vectors of width `given` to width `wanted`, in float32, drawn from torch's present random state.
 
-    `linear` W x + b (TinyBERT's W_h has no bias in the paper and one in the code); `orthogonal` a matrix whose rows (or
-    columns, where it widens) stay orthonormal, so that lengths and angles of what it keeps are kept; `low_rank`
-    U V x + b; `mlp` two layers with GELU between them.
+    `linear` W x + b, the identity at first where widths are equal (TinyBERT's W_h has no bias in the paper and one in
+    the code); `orthogonal` a matrix whose rows (or columns, where it widens) stay orthonormal, so that lengths and
+    angles of what it keeps are kept; `low_rank` U V x + b; `mlp` two layers with GELU between them.
     """
     if spec.kind == "linear":
-        return nn.Linear(given, wanted, bias=spec.bias)
+        made = nn.Linear(given, wanted, bias=spec.bias)
+        if given == wanted:  # a student cut from its teacher is near it already
+            nn.init.eye_(made.weight)
+            if spec.bias:
+                nn.init.zeros_(made.bias)
+        return made
     if spec.kind == "orthogonal":
         return parametrizations.orthogonal(nn.Linear(given, wanted, bias=False))
     if spec.kind == "low_rank":

@@ -63,6 +63,7 @@ class DistillTrainer(Trainer):
         self.ledger = LossLedger()
         self.callback_handler.callbacks.insert(0, self.ledger)
         self.add_callback(FiniteGradients())
+        self.add_callback(ForgetGradients())
 
     def progress(self) -> float:
         """The share of training that is done."""
@@ -181,6 +182,19 @@ class DistillTrainer(Trainer):
             f"last checkpoint is intact. Samples: {shown or 'none alone'}. Look at them, lower training.learning_rate "
             f"(now {self.args.learning_rate}), or train in float32"
         )
+
+
+class ForgetGradients(TrainerCallback):
+    """Takes the gradients of everything that the optimiser moves away after its step.
+
+    The Trainer does so for the student alone: those of projections would be added up over the whole training.
+    """
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called between the optimiser's step and the next batch."""
+        kwargs["optimizer"].zero_grad()
 
 
 class FiniteGradients(TrainerCallback):
