@@ -108,6 +108,11 @@ def small_overrides(recipe: Path, tiny: Path, text: Path, speed: bool = False) -
         overrides.append("student.layers=[0, 2]")
     if student.width is not None:
         overrides.append("student.width={intermediate: 32}")
+    for number, hint in enumerate(plain.objective.hints):
+        if isinstance(hint.student, list) and len(hint.student) > 1:
+            overrides.append(f"objective.hints.{number}.student=[1, 2]")
+        if "relation_heads" in hint.parameters:
+            overrides.append(f"objective.hints.{number}.parameters.relation_heads=2")
     if student.start == "config":
         overrides.append("student.config={num_hidden_layers: 2}")
     if plain.name not in WITH_ALL_BASELINES:
