@@ -34,6 +34,9 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "seqkd": ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
     "distilbert": ("forward_kl", 5.0, {}, 2.0, True, 2.0, 1.0),
     "minitron": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "minitron_hidden": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "minilmv2_decoder": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "distillm_hints": ("skew_forward_kl", 1.0, {"alpha": 0.1}, 1.0, False, 0.0, 0.0),
     "minima": ("forward_kl", 0.5, {}, 1.0, False, 0.5, 0.0),
     "rs_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "se_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
@@ -153,7 +156,7 @@ def test_what_the_newer_methods_add_is_the_published_one() -> None:
 
 
 def test_the_objective_of_every_method_is_the_published_one() -> None:
-    assert set(OBJECTIVES) | {"pretrained_distillation"} == set(METHODS)
+    assert set(OBJECTIVES) | {"pretrained_distillation", "bld"} == set(METHODS)
     assert set(WRITTEN) <= set(METHODS)
     for name, expected in OBJECTIVES.items():
         objective = resolved(name).objective
@@ -168,6 +171,32 @@ def test_the_objective_of_every_method_is_the_published_one() -> None:
             objective.hidden_cosine.weight,
         )
         assert found == expected, name
+
+
+def test_what_is_compared_inside_decoders_is_what_their_methods_say() -> None:
+    def hints(name: str, stage: int = 0) -> list[tuple[Any, ...]]:
+        objective = recipe_stages(resolved(name))[stage].objective
+        assert objective is not None
+        return [
+            (hint.kind, hint.student, hint.teacher, hint.map, hint.weight, hint.weight_schedule, hint.parameters)
+            for hint in objective.hints
+        ]
+
+    assert hints("minitron_hidden") == [("hidden_mse", None, None, "uniform", 1.0, "loss_magnitude", {})]
+    assert hints("distillm_hints") == [("hidden_cosine", None, None, "uniform", 1.0, "constant", {})]
+    assert hints("minilmv2_decoder") == [
+        (kind, [-1], [-1], "uniform", 1.0, "constant", {"causal": True})
+        for kind in ("query_relation", "key_relation", "value_relation")
+    ]
+    assert hints("bld") == [
+        ("hidden_residual_mse", None, None, "uniform", 1.0, "constant", {"reduction": "sum"}),
+    ]
+    assert hints("bld", 1) == []
+    blocks, whole = (stage.objective for stage in recipe_stages(resolved("bld")))
+    assert blocks is not None
+    assert whole is not None
+    assert (blocks.block_inputs, blocks.divergence.weight) == ("teacher", 0.0)
+    assert (whole.block_inputs, whole.divergence.kind, whole.divergence.weight) == ("student", "forward_kl", 1.0)
 
 
 def test_whose_text_it_is_and_what_else_is_minimised() -> None:

@@ -1,0 +1,129 @@
+"""Hints through the real pipeline: what a run leaves, what it refuses, and students that change while they learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from lmdistill.errors import RecipeError
+from lmdistill.pipeline import run_recipe
+from lmdistill.recipe import Recipe, load_recipe
+from small import ROOT, small_overrides
+
+
+def recipe(name: str, tiny: Path, text: Path, runs: Path, *more: str) -> Recipe:
+    path = ROOT / "recipes" / f"{name}.yaml"
+    return load_recipe(path, [*small_overrides(path, tiny, text), f"runs={runs}", *more])
+
+
+def events(folder: Path, kind: str) -> list[dict[str, object]]:
+    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event.get("kind") == kind]
+
+
+def test_projectors_lie_beside_the_student(tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    made = recipe(
+        "minitron_hidden",
+        tiny_llama_folder,
+        text_file,
+        tmp_path,
+        "objective.hints=[{kind: hidden_mse, projector: {kind: linear}, weight_schedule: loss_magnitude}]",
+        "student.width={hidden: 16}",
+        "training.logging_steps=1",
+    )
+    result = run_recipe(made)
+    projectors = load_file(result.folder / "projectors-distil.safetensors")
+    assert {tuple(value.shape) for name, value in projectors.items() if name.endswith("weight")} == {(32, 16)}
+    assert not any("projector" in name for name in load_file(result.folder / "student" / "model.safetensors"))
+    steps = events(result.folder, "step")
+    assert len(steps) == 2
+    for step in steps:  # the hint is as large as the rest, at each step
+        assert step["loss"] == pytest.approx(2 * float(step["divergence"]), rel=1e-3)  # type: ignore[arg-type]
+        assert float(step["hint_hidden_mse"]) > 0  # type: ignore[arg-type]
+
+
+def test_blocks_by_themselves_then_the_whole(tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    made = recipe("bld", tiny_llama_folder, text_file, tmp_path, "training.logging_steps=1", "training.max_steps=6")
+    result = run_recipe(made)
+    losses = [float(step["loss"]) for step in events(result.folder, "step") if step["stage"] == "blocks"]  # type: ignore[arg-type]
+    assert losses[-1] < losses[0]
+    assert [step["stage"] for step in events(result.folder, "step")] == ["blocks"] * 6 + ["whole"] * 6
+
+
+def test_a_student_is_smaller_after_a_stage_that_prunes(
+    tiny_llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    made = recipe(
+        "forward_kl",
+        tiny_llama_folder,
+        text_file,
+        tmp_path,
+        "stages=[{name: prune, pruning: {intermediate: 24, end: 0.5, every: 1}}, {name: thaw, unfreeze: {until: 0.9}}]",
+        "training.max_steps=4",
+    )
+    result = run_recipe(made)
+    assert AutoConfig.from_pretrained(result.folder / "student").intermediate_size == 24
+    assert (
+        load_file(result.folder / "student" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].shape[0] == 24
+    )
+
+
+def test_attention_maps_are_told_to_cost_something(tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    made = recipe(
+        "forward_kl",
+        tiny_llama_folder,
+        text_file,
+        tmp_path,
+        "objective.hints=[{kind: attention_kl, student: [1, -1], teacher: [1, -1]}]",
+        "training.activation_checkpointing=true",
+    )
+    result = run_recipe(made)
+    notes = [str(event["text"]) for event in events(result.folder, "note")]
+    assert any("sdpa attention makes no maps: layers 1, 2" in note for note in notes)
+    config = AutoConfig.from_pretrained(result.folder / "student")
+    assert "lmdistill" not in json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["signals.kind=top_k"], "signals.kind: live"),
+        (["teaching={kind: self}"], "teaching.kind: self"),
+        (
+            ["teaching.context={}", "data.train.0.fields.context=c", "objective.hints=[{kind: attention_kl}]"],
+            "text of its own",
+        ),
+        (["objective.hints=[{kind: hidden_mse, only_current: true}]"], "unfreeze.mode: one"),
+        (["student.lora={}", "unfreeze={}"], "leave student.lora away"),
+        (
+            ["objective.cross_tokenizer={}", "objective.divergence.weight=0"],
+            "hints compare position with position",
+        ),
+        (["objective.block_inputs=teacher", "objective.hints=[]"], "needs a hint"),
+        (["objective.hints=[{kind: hiden_mse}]"], "hidden_mse"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    more: list[str], told: str, tiny_llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        recipe("forward_kl", tiny_llama_folder, text_file, tmp_path, "objective.hints=[{kind: cka}]", *more)
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("{kind: hidden_mse, student: [1], teacher: [9]}", "layer 9 of the teacher, which has the layers 0 to 4"),
+        ("{kind: hidden_mse, student: model.layers.0.mpl, teacher: model.layers.0.mlp}", "nearest: "),
+    ],
+)
+def test_layers_that_are_not_there(
+    hint: str, told: str, tiny_llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    made = recipe("forward_kl", tiny_llama_folder, text_file, tmp_path, f"objective.hints=[{hint}]")
+    with pytest.raises(ValueError, match=told):
+        run_recipe(made)
