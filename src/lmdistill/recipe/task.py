@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lmdistill.recipe.base import Count, NonNegative, Positive, Section, Share
+from lmdistill.recipe.models import ModelSpec
 
 TaskKind = Literal[
     "sequence_classification", "sequence_regression", "token_classification", "sentence_embedding", "masked_lm"
@@ -146,10 +147,10 @@ class ReaugSpec(Section):
 
 
 class SelfSampledSpec(Section):
-    """Training texts without data: the teacher's own masked language model writes them, from masks alone.
+    """Training texts without data: a language model writes them from nothing, and the teacher of the task labels them.
 
-    Each text is drawn by passes over its positions in random order, each position given all others (Wang and Cho,
-    1902.04094); the teacher of the task then labels it (as in LLM-QAT 2305.17888, which lets a causal model write).
+    A causal model writes word after word from its start token (LLM-QAT 2305.17888); a masked one draws each position
+    given all others, in passes that begin with masks alone (1902.04094).
     """
 
     rows: Count = 256
@@ -160,8 +161,9 @@ class SelfSampledSpec(Section):
     """Times that every position is drawn."""
     temperature: Positive = 1.0
     """Sampling temperature."""
-    model: str | None = None
-    """Folder or name of a masked language model; the teacher where absent."""
+    model: ModelSpec | None = None
+    """Who writes: a causal or a masked language model; where absent the teacher, whose files must have a head for
+    masked tokens."""
 
 
 class TaskSpec(Section):
@@ -204,8 +206,8 @@ class TaskSpec(Section):
     retrieval: ReaugSpec | None = None
     """Retrieval at test time."""
     self_sampled: SelfSampledSpec | None = None
-    """Train on texts that the teacher's masked language model writes, not on `data.train`, whose labels then serve the
-    teacher alone."""
+    """Train the student on texts that a language model writes; `data.train` then serves the teacher's fine-tuning and
+    the baseline alone."""
     batch_rows: Count = 64
     """Rows scored at a time in evaluation."""
 
@@ -242,7 +244,10 @@ class TaskSpec(Section):
                 raise ValueError(f"{metric} is no measure of {self.kind}; these are: {', '.join(known)}")
         if self.kind == "token_classification" and self.text_pair is not None:
             raise ValueError("token_classification labels the words of one text; remove task.text_pair")
-        extras = {name: getattr(self, name) for name in ("augment", "mix", "filters", "bilevel", "retrieval")}
+        extras = {
+            name: getattr(self, name)
+            for name in ("augment", "mix", "filters", "bilevel", "retrieval", "self_sampled")
+        }
         for name, given in extras.items():
             if given is not None and self.kind != "sequence_classification":
                 raise ValueError(f"task.{name} is for sequence_classification, not {self.kind}; remove it")
@@ -307,6 +312,10 @@ def _check_objective(stage: Any, task: TaskSpec) -> None:
         if given:
             fix = "use a hint (kind: hidden_cosine)" if name == "hidden_cosine" else "remove it"
             raise ValueError(f"stage {stage.name}: objective.{name} is for causal language models: {fix}")
+    if task.self_sampled is not None and stage.task is None and objective.cross_entropy.weight > 0:
+        raise ValueError(
+            f"stage {stage.name}: texts that a model writes have no labels: set objective.cross_entropy.weight to 0"
+        )
     if task.bilstm is not None and objective.hints:
         raise ValueError(f"stage {stage.name}: hints compare layers of transformers, which an LSTM has none of")
     if task.bilstm is not None and stage.task == "masked_lm":

@@ -72,9 +72,20 @@ def read_task(context: Context, tokenizer: PreTrainedTokenizerBase) -> TaskData:
 
 
 def stage_rows(
-    data: TaskData, stage: StageSpec, kind: TaskKind, max_length: int, extra: Sequence[Example] = ()
+    data: TaskData,
+    stage: StageSpec,
+    kind: TaskKind,
+    max_length: int,
+    extra: Sequence[Example] = (),
+    instead: Sequence[Example] | None = None,
 ) -> tuple[Dataset, DataReport]:
-    """The encoded rows of a stage, those that were made from them (`extra`) behind them. Raises DataError."""
+    """The encoded rows of a stage, those that were made from them (`extra`) behind them, or others in their place.
+
+    Raises DataError where there are none.
+    """
+    if instead is not None:
+        report = DataReport(sources=["self-sampled"], rows_read=len(instead), documents=len(instead))
+        return encode_examples(instead, kind, data.classes, data.tokenizer, max_length, report), report
     keys = [_key(source, kind) for source in stage.train or []]
     examples = [example for key in keys for example in data.examples[key]]
     if not examples:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmdistill.errors import RecipeError
-from lmdistill.io import write_bytes
+from lmdistill.io import read_json, write_bytes, write_json
+from lmdistill.models import load_model, load_tokenizer, model_fingerprint
 from lmdistill.recipe import HintSpec, ModelSpec, StageSpec, recipe_stages
 from lmdistill.recipe.task import AugmentSpec, BilevelSpec
 from lmdistill.run_folder import fingerprint as fingerprint_of
@@ -28,6 +29,7 @@ from lmdistill.tasks.models import load_task_model
 from lmdistill.tasks.objective import Extra, distance_of
 from lmdistill.tasks.retrieval import Relations, Retrieval, remember
 from lmdistill.tasks.rows import Example
+from lmdistill.tasks.sampled import as_examples, sampled_texts
 
 if TYPE_CHECKING:
     from lmdistill.stages.task_run import TaskRun, Teachers
@@ -136,6 +138,39 @@ def made_rows(context: Context, data: TaskData, teachers: Teachers, stage: Stage
             data.made[name] = augmented(rows, spec, _candidates(context, data, teachers, spec), context.recipe.seed)
         context.note(f"{len(data.made[name]):,} rows made of {len(rows):,}")
     return data.made[name]
+
+
+def sampled_rows(context: Context, data: TaskData, run: TaskRun) -> list[Example] | None:
+    """Texts that a language model wrote, in place of those of a stage; None where the recipe wants none."""
+    spec = data.task.self_sampled
+    if spec is None:
+        return None
+    where = spec.model or context.recipe.teacher
+    name, file = "generate-self-sampled", context.folder.file("self-sampled.json")
+    key = fingerprint_of(spec.model_dump(mode="json"), model_fingerprint(where), context.recipe.seed)
+    done = context.folder.is_done(name, key) and file.is_file()
+    if not done:
+        with context.stage(name, key, f"{where.model} writes {spec.rows:,} texts") as facts:
+            model, tokenizer = _writer(context, where)
+            write_json(file, sampled_texts(model, tokenizer, spec, context.recipe.seed))
+            facts["tokens"] = spec.rows * spec.length
+    run.log(name, done)
+    return as_examples(read_json(file))
+
+
+def _writer(context: Context, where: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = load_tokenizer(where)
+    if tokenizer.mask_token_id is None:
+        return load_model(where, dtype=context.fast_dtype, device=context.device), tokenizer
+    model, missing = load_task_model(
+        where, "masked_lm", [], dtype=context.fast_dtype, device=context.device, seed=context.recipe.seed
+    )
+    if missing:
+        raise RecipeError(
+            f"task.self_sampled: {where.model} has no trained head for masked tokens ({len(missing)} weights are "
+            "missing), so it cannot write: name a language model in task.self_sampled.model"
+        )
+    return model, tokenizer
 
 
 def _candidates(context: Context, data: TaskData, teachers: Teachers, spec: AugmentSpec) -> Candidates:

@@ -26,7 +26,7 @@ from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.stages.prepare import write_data_report
 from lmdistill.stages.task_data import TaskData, kind_of, read_task, stage_rows
-from lmdistill.stages.task_extras import made_rows, retrieval_of, trainer_of
+from lmdistill.stages.task_extras import made_rows, retrieval_of, sampled_rows, trainer_of
 from lmdistill.stages.task_train import Start, TaskJob, load_for, train_task
 from lmdistill.stages.train import Trained
 from lmdistill.tasks import students
@@ -249,7 +249,8 @@ def _trained(
     for stage in stages:
         kind = kind_of(data.task, stage)
         extra = made_rows(context, data, teachers, stage, run) if own else []
-        rows, report = stage_rows(data, stage, kind, context.recipe.data.max_length, extra)
+        instead = sampled_rows(context, data, run) if own and kind == data.task.kind else None
+        rows, report = stage_rows(data, stage, kind, context.recipe.data.max_length, extra, instead)
         if own:
             data.reports[stage.name] = report
         job = TaskJob(

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from lmdistill.errors import RecipeError
 from lmdistill.io import write_bytes
+from lmdistill.objectives.hints.pieces import wide
 from lmdistill.recipe import ObjectiveSpec
 from lmdistill.recipe.task import BilevelSpec, LogitsSpec
 from lmdistill.tasks.models import outputs
@@ -114,7 +115,7 @@ def quiz_loss(
         theirs_NC = outputs(teacher, batch, kind)  # type: ignore[arg-type]
         mine_NC = outputs(student, batch, kind)  # type: ignore[arg-type]
         inner = weights[0] * distance(mine_NC, theirs_NC).mean()
-        inner = inner + weights[1] * F.cross_entropy(mine_NC.float(), batch["labels"])
+        inner = inner + weights[1] * F.cross_entropy(wide(mine_NC), batch["labels"])
         gradients = torch.autograd.grad(inner, [own[name] for name in names], create_graph=True, allow_unused=True)
         moved = {
             name: own[name] if gradient is None else own[name] - rate * gradient
@@ -125,7 +126,7 @@ def quiz_loss(
             return torch.func.functional_call(student, moved, args=(), kwargs=inputs)
 
         said_NC = outputs(tried, quiz, kind, bare=student)  # type: ignore[arg-type]
-    return F.cross_entropy(said_NC.float(), quiz["labels"])
+    return F.cross_entropy(wide(said_NC), quiz["labels"])
 
 
 def two_sided(spec: ObjectiveSpec, logits: LogitsSpec) -> Callable[[Tensor, Tensor], Tensor]:
@@ -137,12 +138,12 @@ def two_sided(spec: ObjectiveSpec, logits: LogitsSpec) -> Callable[[Tensor, Tens
     factor = term.temperature**2 if term.temperature_squared else 1.0
 
     def squares(mine_NC: Tensor, theirs_NC: Tensor) -> Tensor:
-        s_NC, t_NC = ((x.float() / term.temperature).softmax(-1) for x in (mine_NC, theirs_NC))
+        s_NC, t_NC = ((wide(x) / term.temperature).softmax(-1) for x in (mine_NC, theirs_NC))
         square_NC = (s_NC - t_NC).square()
         return factor * (square_NC.sum(-1) if logits.over_classes is False else square_NC.mean(-1))
 
     def kl(mine_NC: Tensor, theirs_NC: Tensor) -> Tensor:
-        log_s_NC, log_t_NC = ((x.float() / term.temperature).log_softmax(-1) for x in (mine_NC, theirs_NC))
+        log_s_NC, log_t_NC = ((wide(x) / term.temperature).log_softmax(-1) for x in (mine_NC, theirs_NC))
         return factor * (log_t_NC.exp() * (log_t_NC - log_s_NC)).sum(-1)
 
     if logits.kind == "softmax_mse":

@@ -5,7 +5,6 @@ Shape legend: B rows, L length, H width of a model, F width of what filters give
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lmdistill.errors import RecipeError
 from lmdistill.objectives.hints import hidden_mse
+from lmdistill.objectives.hints.pieces import wide
 from lmdistill.tasks.encode import IGNORED
 from lmdistill.tasks.objective import Said
 from lmdistill.training.anatomy import blocks_of
@@ -39,7 +39,7 @@ class Filters(nn.Module):
 
     def logits(self, layer: int, state_BLH: Tensor) -> Tensor:
         """Class logits (B, C) of a block's states; layers are counted from 0."""
-        first_BF = self.maps[layer](state_BLH)[:, 0]
+        first_BF = _mapped(self.maps[layer], state_BLH[:, :1])[:, 0]
         found: Tensor = self.heads[layer](torch.tanh(self.poolers[layer](first_BF)))
         return found
 
@@ -77,8 +77,8 @@ class FilterLearning:
             return said.student_NC.new_zeros(())
         losses = []
         for layer, place in enumerate(self._places):
-            logits_BC = self.filters.logits(layer, self._taps.take(place).detach()).float()
-            losses.append(F.cross_entropy(logits_BC, labels_B, ignore_index=IGNORED))
+            logits_BC = self.filters.logits(layer, self._taps.take(place).detach())
+            losses.append(F.cross_entropy(wide(logits_BC), labels_B, ignore_index=IGNORED))
         return torch.stack(losses).mean()
 
 
@@ -129,11 +129,18 @@ class FilterMatching:
         student = {place: self._taps[0].take(place) for place in self._taps[0].places}
         losses = []
         for own, other in self.pairs:
-            mine = self.own.maps[own - 1](student[Place("hidden", own)].float())
+            mine = _mapped(self.own.maps[own - 1], student[Place("hidden", own)])
             with torch.no_grad():
-                theirs = self.other.maps[other - 1](teacher[Place("hidden", other)].float())
+                theirs = _mapped(self.other.maps[other - 1], teacher[Place("hidden", other)])
             losses.append(hidden_mse(mine, theirs, mask_BL))
         return self.weight * torch.stack(losses).mean()
+
+
+def _mapped(layer: nn.Module, state_BLH: Tensor) -> Tensor:
+    """What a filter makes of states, in its own number format or autocast's."""
+    weight: Any = layer.weight
+    found: Tensor = layer(state_BLH.to(weight.dtype))
+    return found
 
 
 def make_filters(model: PreTrainedModel, width: int, classes: int, seed: int) -> Filters:
@@ -141,8 +148,3 @@ def make_filters(model: PreTrainedModel, width: int, classes: int, seed: int) ->
     if classes < 2:
         raise RecipeError(f"task.filters learn to tell classes apart, and there are {classes}")
     return Filters(len(blocks_of(model)), int(model.config.hidden_size), width, classes, seed).to(model.device)
-
-
-def matched(pairs: Sequence[tuple[int, int]]) -> str:
-    """Pairs of layers in words."""
-    return ", ".join(f"{own} with {other}" for own, other in pairs)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lmdistill.errors import ModelError, RecipeError
 from lmdistill.objectives.hints import HINTS, integrated_gradients
+from lmdistill.objectives.hints.pieces import wide
 from lmdistill.recipe import HintSpec
 from lmdistill.recipe.task import TaskKind
 from lmdistill.tasks.models import inputs_of, outputs
@@ -123,7 +124,7 @@ def attribution(spec: HintSpec, kind: TaskKind, said: Said) -> Tensor:
         def scores(embeds_BLH: Tensor, model: nn.Module = model) -> Tensor:
             # The student's second derivative goes through plain attention alone: fused kernels have none.
             with sdpa_kernel(SDPBackend.MATH):
-                return outputs(model, said.batch, kind, embeds=embeds_BLH).float()
+                return wide(outputs(model, said.batch, kind, embeds=embeds_BLH))
 
         own = model is said.bare
         maps.append(integrated_gradients(scores, table(said.batch["input_ids"]), steps=steps, create_graph=own))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmdistill.objectives.hints.pieces import wide
 from lmdistill.recipe.task import MixSpec, TaskKind
 from lmdistill.tasks.encode import IGNORED
 from lmdistill.tasks.models import outputs
@@ -88,5 +89,5 @@ def mixed_cross_entropy(student_BC: Tensor, labels_B: Tensor, other_B: Tensor, s
     both_B = (labels_B != IGNORED) & (labels_B[other_B] != IGNORED)
     if not bool(both_B.any()):
         return student_BC.new_zeros(())
-    logits, first, second = student_BC[both_B].float(), labels_B[both_B], labels_B[other_B][both_B]
+    logits, first, second = wide(student_BC[both_B]), labels_B[both_B], labels_B[other_B][both_B]
     return share * F.cross_entropy(logits, first) + (1 - share) * F.cross_entropy(logits, second)

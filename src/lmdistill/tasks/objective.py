@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lmdistill.objectives import find_divergence
 from lmdistill.objectives.class_logits import class_divergence, logits_mse, soft_cross_entropy, softmax_mse
+from lmdistill.objectives.hints.pieces import wide
 from lmdistill.recipe import ObjectiveSpec
 from lmdistill.recipe.task import LogitsSpec, TaskKind
 from lmdistill.tasks.encode import IGNORED
@@ -168,7 +169,7 @@ def label_loss(student_NC: Tensor, batch: Mapping[str, Any], kind: TaskKind) -> 
     batch (in-batch negatives).
     """
     labels = batch["labels"]
-    wide_NC = student_NC.float()
+    wide_NC = wide(student_NC)
     if kind == "sequence_regression":
         return (wide_NC[:, 0] - labels.float()).square()
     if kind == "sentence_embedding":
@@ -185,7 +186,7 @@ def label_loss(student_NC: Tensor, batch: Mapping[str, Any], kind: TaskKind) -> 
 
 def similarities(embeddings_BH: Tensor) -> Tensor:
     """Cosines of each text with all others of the batch, itself left out, by `CONTRAST_TEMPERATURE`; (B, B - 1)."""
-    unit_BH = F.normalize(embeddings_BH.float(), dim=-1)
+    unit_BH = F.normalize(wide(embeddings_BH), dim=-1)
     scores_BB = unit_BH @ unit_BH.T / CONTRAST_TEMPERATURE
     other = ~torch.eye(len(scores_BB), dtype=torch.bool, device=scores_BB.device)
     return scores_BB[other].reshape(len(scores_BB), -1)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmdistill.objectives.hints.pieces import wide
 from lmdistill.recipe.task import ReaugSpec, TaskKind
 from lmdistill.tasks.models import outputs
 from lmdistill.tasks.objective import Said
@@ -66,7 +67,7 @@ class Relations:
     def __call__(self, said: Said) -> Tensor:
         """The term of a batch."""
         student_BH, teacher_BK = (taps.take(_LAST)[:, 0] for taps in self._taps)
-        own_BK = self.projector(student_BH.float())
+        own_BK = self.projector(student_BH.to(self.projector.weight.dtype))
         return self.spec.relation_weight * relation_kl(own_BK, teacher_BK, self.spec.relation_temperature)
 
 
@@ -74,7 +75,7 @@ def relation_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> T
     """The mean over rows of KL(softmax_j(t_i . t_j / tau) ‖ softmax_j(s_i . t_j / tau)), j != i; 0 for a single row."""
     if len(student_BK) < 2:
         return student_BK.sum() * 0.0
-    own, other = (F.normalize(x.float(), dim=-1) for x in (student_BK, teacher_BK.detach()))
+    own, other = (F.normalize(wide(x), dim=-1) for x in (student_BK, teacher_BK.detach()))
     apart = ~torch.eye(len(own), dtype=torch.bool, device=own.device)
     log_s, log_t = ((x @ other.T / temperature)[apart].reshape(len(own), -1).log_softmax(-1) for x in (own, other))
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
