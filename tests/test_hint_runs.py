@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from lmdistill.doctor import examine
 from lmdistill.errors import RecipeError
 from lmdistill.pipeline import run_recipe
 from lmdistill.recipe import Recipe, load_recipe
@@ -112,6 +113,20 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         recipe("forward_kl", tiny_llama_folder, text_file, tmp_path, "objective.hints=[{kind: cka}]", *more)
+
+
+def test_the_doctor_sees_layers_and_widths(tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    for hint, told in (
+        ("{kind: hidden_mse, student: [5], teacher: [1]}", "layer 5 of the student, which has the layers 0 to 4"),
+        ("{kind: attention_kl, student: [0], teacher: [1]}", "layer 0 of the student, which has the layers 1 to 4"),
+        ("{kind: hidden_mse}", "the student has 16 and the teacher 32"),
+        ("{kind: hidden_mse, projector: {}}", ""),
+    ):
+        width = "student.width={hidden: 16}"
+        made = recipe("forward_kl", tiny_llama_folder, text_file, tmp_path, f"objective.hints=[{hint}]", width)
+        made = made.model_copy(update={"student": made.student.model_copy(update={"depth": None})})
+        problems = [finding.message for finding in examine(made).findings if finding.severity == "error"]
+        assert (told in " ".join(problems)) if told else not problems
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ from lmdistill.tasks.checks import check_length, check_models, check_rows
 from lmdistill.teachers import ServedTeacher, served_bias
 from lmdistill.teachers.coverage import coverage
 from lmdistill.training.arguments import DEFAULTS, training_arguments
+from lmdistill.training.hint_pairs import hint_problems
 
 Severity = Literal["ok", "note", "warning", "error"]
 
@@ -285,6 +286,9 @@ class _Doctor:
                     f"hidden_cosine needs equal widths: teacher {sizes[0]}, student {sizes[1]}.",
                     fix,
                 )
+        if self.teacher_config is not None and self.student_config is not None:
+            for problem in hint_problems(spec.hints, self.student_config, self.teacher_config):
+                self.say("objective", "error", f"{place}: {problem}")
 
     def _training(self) -> None:
         device = pick_device(self.recipe.machine.device)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from lmdistill.errors import RecipeError
 from lmdistill.objectives.hints import HINTS, Hint
@@ -87,6 +88,26 @@ def layer_pairs(
     if spec.map == "cka":
         return list(_searched(layers or [*range(1, depths[0] + 1)], student, teacher, calibration))
     return list(mapped_layers(cast(MapKind, spec.map), *depths, layers))
+
+
+def hint_problems(specs: Sequence[HintSpec], student: PreTrainedConfig, teacher: PreTrainedConfig) -> Iterator[str]:
+    """What of hints cannot be, by the configurations of both models alone: layers out of range, widths apart."""
+    own, other = student.get_text_config(), teacher.get_text_config()
+    for spec in specs:
+        hint = HINTS[spec.kind]
+        lowest = 0 if hint.takes in ("hidden", "flow", "logits") else 1
+        for layers, config, whose in ((spec.student, own, "student"), (spec.teacher, other, "teacher")):
+            if isinstance(layers, list):
+                try:
+                    checked_layers(layers, config.num_hidden_layers, whose, lowest=lowest)
+                except RecipeError as error:
+                    yield str(error)
+        by_path = any(isinstance(layers, str) and layers != FINAL for layers in (spec.student, spec.teacher))
+        if hint.same_width and spec.projector is None and not by_path and own.hidden_size != other.hidden_size:
+            yield (
+                f"{spec.kind} compares vectors of one width, but the student has {own.hidden_size} and the teacher "
+                f"{other.hidden_size}: set projector: {{kind: linear}} for it"
+            )
 
 
 def projectors_for(
@@ -191,6 +212,7 @@ __all__ = [
     "Calibration",
     "Pair",
     "PairedHint",
+    "hint_problems",
     "layer_pairs",
     "pair_hints",
     "projector_key",
