@@ -73,6 +73,8 @@ def task_overrides(plain: Recipe, folder: Path, speed: bool = False) -> list[str
     columns = ["task.text=text", "task.text_pair=second", "task.label=label"]
     if task.kind == "token_classification":
         columns = ["task.text=words", "task.label=tags"]
+    elif task.text_pair is None and task.kind == "sequence_classification":
+        columns = ["task.text=text", "task.label=label"]
     elif task.kind in ("masked_lm", "sentence_embedding"):
         columns = ["task.text=text", "task.text_pair=second", "task.label=null"]
     overrides = [
@@ -97,7 +99,8 @@ def task_overrides(plain: Recipe, folder: Path, speed: bool = False) -> list[str
     if task.augment is not None:
         overrides.append("task.augment.copies=1")
     if task.self_sampled is not None:
-        overrides.append("task.self_sampled={rows: 8, length: 6, passes: 1}")
+        writer = f"{{model: {tiny_encoder(folder)}}}"
+        overrides.append(f"task.self_sampled={{rows: 8, length: 6, passes: 1, model: {writer}}}")
     for number, stage in enumerate(plain.stages):
         if stage.pruning is not None:
             overrides += [f"stages.{number}.pruning.{field}" for field in ("intermediate=32", "every=1")]

@@ -156,7 +156,7 @@ def test_the_attribution_term_is_the_published_formula(tmp_path: Path) -> None:
     terms = HintTerms([spec], "sequence_classification", student, teacher, batch=given)
     found = terms(said(student, teacher, given))
 
-    def maps(model: Any, graph: bool) -> Tensor:
+    def maps(model: Any, graph: bool) -> list[Tensor]:
         embeds = model.get_input_embeddings()(given["input_ids"]).detach().requires_grad_()
         logits = outputs(model, given, "sequence_classification", embeds=embeds)
         views = []
@@ -164,11 +164,17 @@ def test_the_attribution_term_is_the_published_formula(tmp_path: Path) -> None:
             (gradient,) = torch.autograd.grad(logits[:, number].sum(), embeds, create_graph=graph, retain_graph=True)
             product = gradient * embeds.detach()
             largest = product.abs().topk(20, dim=-1).values
-            views.append(largest.pow(2).sum(-1).sqrt() * given["attention_mask"])
-        every = torch.cat(views, dim=1)
-        return every / every.norm(dim=-1, keepdim=True)
+            views.append(
+                [
+                    row[kept].pow(2).sum(-1).sqrt()
+                    for row, kept in zip(largest, given["attention_mask"].bool(), strict=True)
+                ]
+            )
+        rows = [torch.cat(parts) for parts in zip(*views, strict=True)]
+        return [row / row.norm() for row in rows]
 
-    wanted = (maps(student, True) - maps(teacher, False).detach()).pow(2).sum(-1).mean()
+    pairs = zip(maps(student, True), maps(teacher, False), strict=True)
+    wanted = torch.stack([(own - other.detach()).pow(2).sum() for own, other in pairs]).mean()
     same(found, wanted, student)
 
 
@@ -214,7 +220,7 @@ def test_filters_learn_with_the_model_frozen_and_then_match(tmp_path: Path) -> N
     inside = states(teacher, given)[1:]
     wanted = torch.stack(
         [
-            F.cross_entropy(head(torch.tanh(pooler(each(state)[:, 0].detach()))), given["labels"])
+            F.cross_entropy(head(torch.tanh(pooler(each(state.detach())[:, 0]))), given["labels"])
             for each, pooler, head, state in zip(filters.maps, filters.poolers, filters.heads, inside, strict=True)
         ]
     ).mean()
