@@ -118,6 +118,8 @@ def base(name: str) -> dict[str, Any]:
     """The least that a recipe of this method has to say."""
     method = METHODS[name]
     least: dict[str, Any] = {**BASE, "method": name}
+    if "task" in method.fragment:  # an encoder's layers are chosen by their place
+        least["student"] = {"depth": {"keep": 4, "importance": "uniform"}}
     if "teaching" in method.fragment:
         least["data"] = {"train": [{"path": "d", "fields": {"context": "c", "teacher": "t"}}]}
         least["teaching"] = dict(method.example.get("teaching", {}))
