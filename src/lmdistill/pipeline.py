@@ -62,7 +62,7 @@ from lmdistill.stages.student import Student, construct_student, needs_calibrati
 from lmdistill.stages.student_writer import StudentAtWork
 from lmdistill.stages.suites import run_all
 from lmdistill.stages.task_run import run_task
-from lmdistill.stages.train import Trained, carry_out, carry_out_part
+from lmdistill.stages.train import Trained, carry_out, carry_out_part, fingerprints
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
 
@@ -210,11 +210,14 @@ def _make_data(
                 "the student is built from text that only the student can bring about: set "
                 "student.depth.importance: uniform"
             )
-        folder, weights = (student.folder, student.fingerprint)
-        if before:
-            folder, weights = carry_out_part(context, student, before)
+        started = student
+        weights = fingerprints(context, started, before)[-1]
         assert context.recipe.generation is not None
-        return StudentAtWork(context, folder, context.recipe.generation.ask), weights
+
+        def find() -> Path:
+            return carry_out_part(context, started, before) if before else started.folder
+
+        return StudentAtWork(context, find, context.recipe.generation.ask), weights
 
     made = make_data(context, number, as_it_is, work.sources.heldout)
     _log(work, f"generate-round-{number}", made.skipped)

@@ -56,7 +56,7 @@ def make_refined(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Example | Drop]:
         for task, prompt in prompts.items():
             if rows not in (task, "combined"):
                 continue
-            verdict = desk.check(response, seed)[0] if answer.good else None
+            checked = desk.check(response, seed) if answer.good else (None, "")
             example = Example(
                 id=f"{seed.id}-{task}",
                 prompt=prompt,
@@ -64,13 +64,13 @@ def make_refined(desk: Desk, seeds: Sequence[Seed]) -> Iterator[Example | Drop]:
                 task=task,
                 seed=seed.id,
                 answer=seed.answer,
-                verdict=verdict,
+                verdict=checked[0],
                 fields=facts,
                 provenance=whence,
             )
             if not answer.good:
                 yield Drop(example, by="answer", reason=answer.error or "the answer is not whole")
-            elif verdict == "incorrect":
-                yield Drop(example, by="verify", reason=desk.check(response, seed)[1])
+            elif checked[0] == "incorrect":
+                yield Drop(example, by="verify", reason=checked[1])
             else:
                 yield example

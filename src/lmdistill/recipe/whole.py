@@ -111,10 +111,10 @@ class Recipe(Section):
     runs: str = "runs"
     """Folder in which run folders are made."""
     task: TaskSpec | None = None
-    """What is predicted, where it is not the next token: classes, numbers, labels of words, embeddings, masked tokens."""
+    """What is predicted, where it is no next token: classes, numbers, labels of words, embeddings, masked tokens."""
     teacher: ModelSpec
     """The teacher: weights that are loaded where logits or hidden states are wanted. A teacher that writes alone is
-    named as in `api`: `{serve: llamacpp, model: smollm2-135m}`, or `{base_url: ..., model: ...}`; it is then taken apart
+    named as in `api`: `{serve: llamacpp, model: smollm2-135m}` or `{base_url: ..., model: ...}`; it is then taken apart
     into `api` and, where the weights are on this machine too, the teacher that the student is compared with."""
     teaching: TeachingSpec = Field(default_factory=TeachingSpec)
     """Who speaks as the teacher; by default the teacher alone, in this process."""

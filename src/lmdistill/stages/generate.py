@@ -92,6 +92,7 @@ def make_data(
         spec.model_dump(mode="json"),
         None if api is None else api.model_dump(mode="json", include=_NAMES_THE_TEACHER),
         [seed.id for seed in seeds],
+        {held: [document.id for document in documents] for held, documents in (heldout or {}).items()},
         weights,
         recipe.seed,
         number,

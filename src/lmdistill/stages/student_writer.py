@@ -5,13 +5,13 @@ Shape legend: B texts, L length, N trained positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmdistill.data import Document, EncodedRow, RowEncoder
 from lmdistill.evaluation.answers import end_tokens
@@ -28,23 +28,37 @@ _BATCH = 16
 
 
 class StudentAtWork:
-    """The student in a folder, loaded when it is first asked."""
+    """The student as it now is, trained that far and loaded when it is first asked."""
 
-    def __init__(self, context: Context, folder: Path, ask: AskSpec) -> None:
+    def __init__(self, context: Context, find: Callable[[], Path], ask: AskSpec) -> None:
+        """`find` gives the folder of its weights, and may train for that."""
         self._context = context
-        self._folder = folder
+        self._find = find
         self._spec = GenerationSpec(max_new_tokens=ask.max_tokens, temperature=ask.temperature, batch_size=_BATCH)
-        self.tokenizer = load_tokenizer(ModelSpec(model=str(folder)))
-        self._encoder = RowEncoder(self.tokenizer)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self._find()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's."""
+        return load_tokenizer(ModelSpec(model=str(self._folder)))
+
+    @cached_property
+    def _encoder(self) -> RowEncoder:
+        return RowEncoder(self.tokenizer)
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """The student, in the fast number format."""
         spec = ModelSpec(model=str(self._folder))
-        return load_model(spec, dtype=self._context.fast_dtype, device=self._context.device).eval()
+        model = load_model(spec, dtype=self._context.fast_dtype, device=self._context.device)
+        model.eval()
+        return model
 
     def answer(self, prompts: Sequence[str]) -> list[str]:
-        """What it answers, as long and as freely as the teacher may; draws depend on seed and place of a prompt alone."""
+        """What it answers, as long and as freely as the teacher may; draws depend on seed and place alone."""
         reader, spec = Reader(self.model, len(self.tokenizer)), self._spec
         ids = [self._encoder.prompt(Document(prompt=prompt), len(prompt)) for prompt in prompts]
         names = [str(place) for place in range(len(prompts))]

@@ -49,16 +49,22 @@ class Trained:
     """Whether it was there already."""
 
 
-def carry_out_part(context: Context, student: Student, jobs: list[Job]) -> tuple[Path, str]:
-    """Train through the first jobs of several, and stop there: the weights as the last of them left them, and their
-    fingerprint. `carry_out` with these and further jobs goes on from them."""
+def fingerprints(context: Context, student: Student, jobs: list[Job]) -> list[str]:
+    """Names of the student's weights before the first job and after each."""
     keys = [student.fingerprint]
     for job in jobs:
         keys.append(job_fingerprint(context, job, keys[-1]))
+    return keys
+
+
+def carry_out_part(context: Context, student: Student, jobs: list[Job]) -> Path:
+    """Train through the first jobs of several, and stop there: the weights as the last of them left them. `carry_out`
+    with these and further jobs goes on from them."""
+    keys = fingerprints(context, student, jobs)
     folder = _between(context, jobs[-1])
     if not (context.folder.is_done(jobs[-1].name, keys[-1]) and (folder / "config.json").is_file()):
         _train_through(context, student, jobs, keys, keep_last=True)
-    return folder, keys[-1]
+    return folder
 
 
 def carry_out(context: Context, student: Student, jobs: list[Job], target: Path) -> Trained:
@@ -67,9 +73,7 @@ def carry_out(context: Context, student: Student, jobs: list[Job], target: Path)
     A finished job's weights are kept in float32 until the last one is done, so that a run that is stopped in a later
     job goes on from there.
     """
-    keys = [student.fingerprint]
-    for job in jobs:
-        keys.append(job_fingerprint(context, job, keys[-1]))
+    keys = fingerprints(context, student, jobs)
     saved = f"save-{target.name}"
     if context.folder.is_done(saved, keys[-1]) and (target / "config.json").is_file():
         steps = [int((context.folder.record(job.name) or {}).get("steps", 0)) for job in jobs]
