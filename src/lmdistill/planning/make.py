@@ -62,6 +62,8 @@ def make_plan(
             "the teacher is behind an API: its time and price are the server's, and cannot be calibrated here; "
             "api.limits cap them, and a run tells what it would ask for before it asks"
         )
+    if recipe.task is not None or any(stage.task is not None for stage in recipe_stages(recipe)):
+        raise RecipeError("a recipe that trains on a task (`task`) cannot be planned yet; its report says what it took")
     startup = max(0.0, time.time() - psutil.Process().create_time())
     started = time.monotonic()
     with progress.stage("calibration", "a few steps of the run"):
@@ -196,6 +198,8 @@ def _trainings(recipe: Recipe, context: Context, found: Calibration, student: Pr
 
 def _unknown(recipe: Recipe) -> list[str]:
     found = []
+    if recipe.student.vocabulary is not None:
+        found.append("how much smaller a trimmed vocabulary makes the student (student.vocabulary)")
     if recipe.api is not None:
         found.append("what asking the API takes and costs")
     if recipe.data.difference is not None:

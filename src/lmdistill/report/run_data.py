@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from lmdistill.errors import CorruptFile, DataError
 from lmdistill.evaluation.results import Comparison, Evaluation, ModelScores, Role
 from lmdistill.generation.data_card import DataCard
 from lmdistill.io import read_json
+from lmdistill.run_folder import RunFolder
 
 
 @dataclass
@@ -68,7 +68,7 @@ def read_run(folder: Path) -> RunData:
         student=_json(folder / "student.json"),
         evaluation=None if evaluation is None else Evaluation.model_validate(evaluation),
         accounting=_json(folder / "accounting.json"),
-        events=_events(folder / "events.jsonl"),
+        events=RunFolder(folder).events(),
         generated=_cards(folder / "generated"),
     )
 
@@ -91,21 +91,6 @@ def _cards(folder: Path) -> list[tuple[int, DataCard]]:
             with suppress(ValidationError):
                 found.append((int(number), DataCard.model_validate(value)))
     return sorted(found, key=lambda pair: pair[0])
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    """The events, the last attempt of a step where a run was resumed; a cut line is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 def steps_of(events: list[dict[str, Any]], kind: str = "step") -> dict[str, list[dict[str, Any]]]:
