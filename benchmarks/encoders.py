@@ -211,7 +211,7 @@ def work(folder: Path) -> None:
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        sys.stdout.write(json.dumps([time.perf_counter() - start, time.process_time() - used, float(loss)]) + "\n")
+        sys.stdout.write(json.dumps([time.perf_counter() - start, time.process_time() - used, float(loss.detach())]) + "\n")
         sys.stdout.flush()
 
 

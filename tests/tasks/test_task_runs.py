@@ -1,4 +1,4 @@
-"""Whole runs of recipes with a task: once and not again, what the page says, and what is refused before anything runs."""
+"""Whole runs of recipes with a task: once and not again, what the page says, and what is refused."""
 
 from __future__ import annotations
 

@@ -60,7 +60,8 @@ class BottleneckSpec(Section):
 
 class LogitsSpec(Section):
     """How the class logits of student and teacher are compared; weight, temperature and, for `divergence`, the kind are
-    those of `objective.divergence`."""
+    those of `objective.divergence`. Numbers (sequence_regression) are compared by their squared distance in any case.
+    """
 
     kind: Literal["divergence", "soft_cross_entropy", "softmax_mse", "logits_mse"] = "divergence"
     """`objective.divergence` of the class probabilities; cross-entropy with the teacher's softened ones (TinyBERT);
@@ -290,7 +291,8 @@ def check_task(recipe: Any, stages: list[Any]) -> None:
     ):
         if given:
             raise ValueError(f"{name} is for causal language models: leave it away where the recipe has a task")
-    if student.depth is not None and student.depth.importance not in ("uniform", "first", "last"):
+    cut = task.bilstm is None and task.bottleneck is None and student.start == "teacher"
+    if cut and student.depth is not None and student.depth.importance not in ("uniform", "first", "last"):
         raise ValueError(
             f"student.depth.importance: {student.depth.importance} is measured on causal language models; use uniform, "
             "first or last, or name student.layers"

@@ -137,7 +137,7 @@ def _predict(
                     said_NC = outputs(subject.model, batch, task.kind).float()
                 if subject.adjust is not None:
                     said_NC = subject.adjust(said_NC, batch)
-                _note(found[subject.role], said_NC, teacher_NC, task)
+                _note(found[subject.role], said_NC, teacher_NC, task, len(batch["row_ids"]))
                 if subject.role == "teacher":
                     teacher_NC = said_NC
             bar.advance(len(batch["row_ids"]))
@@ -153,12 +153,12 @@ def _items_of(batch: Mapping[str, Any], task: TaskSpec) -> tuple[Any, Floats]:
     return np.arange(len(labels)), labels.double().numpy()
 
 
-def _note(found: _Found, said_NC: Tensor, teacher_NC: Tensor | None, task: TaskSpec) -> None:
+def _note(found: _Found, said_NC: Tensor, teacher_NC: Tensor | None, task: TaskSpec, rows: int) -> None:
     if task.kind == "sequence_regression":
         found.top.append(said_NC[:, 0].double().cpu().numpy())
         return
     if task.kind == "sentence_embedding":
-        found.top.append(_cosines(said_NC).double().cpu().numpy())
+        found.top.append(_cosines(said_NC, rows).double().cpu().numpy())
         return
     log_s_NC = said_NC.log_softmax(-1)
     confidence_N, top_N = log_s_NC.exp().max(-1)
@@ -170,11 +170,11 @@ def _note(found: _Found, said_NC: Tensor, teacher_NC: Tensor | None, task: TaskS
         found.kl.append((log_t_NC.exp() * (log_t_NC - log_s_NC)).sum(-1).double().cpu().numpy())
 
 
-def _cosines(embeddings_BH: Tensor) -> Tensor:
+def _cosines(embeddings_BH: Tensor, rows: int) -> Tensor:
     """The cosine of each text and its pair; where rows are no pairs, of each text and the next one of its batch."""
-    half = len(embeddings_BH) // 2
-    first, second = embeddings_BH[:half], embeddings_BH[half:]
-    return (first * second).sum(-1)
+    if len(embeddings_BH) == rows:
+        return (embeddings_BH * embeddings_BH.roll(-1, dims=0)).sum(-1)
+    return (embeddings_BH[:rows] * embeddings_BH[rows:]).sum(-1)
 
 
 def _score(

@@ -100,7 +100,8 @@ class TaskObjective:
         self.teacher = teacher
         self.teacher_dtype = teacher_dtype
         self.extras = extras
-        self.distance = distance_of(spec, logits)
+        # A number has no distribution: KL of a single class would be 0.
+        self.distance = logits_mse if kind == "sequence_regression" else distance_of(spec, logits)
         self.progress: Callable[[], float] = lambda: 0.0
         """The share of training that is done; the Trainer sets it."""
         self.step: Callable[[], int] = lambda: 0
