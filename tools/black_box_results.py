@@ -2,6 +2,7 @@
 
     python tools/black_box_results.py             all recipes, those that are done already left as they are
     python tools/black_box_results.py pad kard    these alone; the page is written of all that are done
+    python tools/black_box_results.py --data      makes data alone, which a later run takes over
     python tools/black_box_results.py --table     runs nothing
 
 The server is llama.cpp with SmolLM2-135M-Instruct, as the recipes say; SMALLER makes questions and training few. The
@@ -19,12 +20,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmdistill.accounting import describe_machine
+from lmdistill.errors import LmdistillError
 from lmdistill.generation.escape import escape_markdown
+from lmdistill.generation.makers import ASKS_THE_STUDENT
 from lmdistill.io import read_json, write_text
 from lmdistill.methods import find_method
-from lmdistill.models import fastest_dtype, pick_device
-from lmdistill.recipe import Recipe, load_recipe
+from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device, save_model
+from lmdistill.progress import Progress
+from lmdistill.recipe import ModelSpec, Recipe, load_recipe
+from lmdistill.run_folder import RunFolder
+from lmdistill.stages.context import Context
+from lmdistill.stages.generate import make_data
+from lmdistill.stages.prepare import read_sources
+from lmdistill.training.callbacks import stop_flag
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "black_box"
@@ -39,6 +50,7 @@ SMALLER = [
     "evaluation.prompts=[]",
     "machine.compile=false",
     "api.llamacpp.threads=1",
+    "machine.threads=1",
 ]
 """What is taken off every recipe, beside the seeds of each source beyond the first so many."""
 
@@ -47,6 +59,7 @@ def main() -> None:
     """Run what is asked for, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", help="names of recipes; all where absent")
+    parser.add_argument("--data", action="store_true", help="make the data alone, where no student is asked")
     parser.add_argument(
         "--table", action="store_true", help="write the page of the runs that are done, and run nothing"
     )
@@ -56,24 +69,67 @@ def main() -> None:
     unknown = sorted(set(wanted.recipes) - set(found))
     if unknown:
         sys.exit(f"no recipe with generation is named {', '.join(unknown)}; there are {', '.join(found)}")
-    failed = [] if wanted.table else [name for name in wanted.recipes or found if not carry_out(name, found[name])]
-    done = {name: recipe for name, recipe in found.items() if is_done(name)}
+    names = [] if wanted.table else wanted.recipes or list(found)
+    act = make_the_data if wanted.data else carry_out
+    failed = []
+    for name in names:
+        failed += [] if act(name, found[name]) else [name]
+        write_text(PAGE, page({each: recipe for each, recipe in found.items() if read_rounds(each)}))
+    done = {name: recipe for name, recipe in found.items() if read_rounds(name)}
     write_text(PAGE, page(done))
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}: {len(done)} of {len(found)} recipes\n")
     if failed:
         sys.exit(f"ended with an error, see runs/black_box/NAME.log: {', '.join(failed)}")
 
 
-def carry_out(name: str, recipe: Recipe) -> bool:
-    """`lmdistill run` of one recipe in a process of its own; whether it came to its report."""
-    if is_done(name):
-        return True
+def changes_of(name: str, recipe: Recipe) -> list[str]:
+    """What makes a recipe small."""
     assert recipe.generation is not None
     seeds = [
         f"generation.seeds.{place}.limit={min(SEEDS, source.limit or SEEDS)}"
         for place, source in enumerate(recipe.generation.seeds)
     ]
-    changes = [*SMALLER, *seeds, f"runs={RUNS}", f"name={name}"]
+    return [*SMALLER, *seeds, *weights(recipe), f"runs={RUNS}", f"name={name}"]
+
+
+def weights(recipe: Recipe) -> list[str]:
+    """The teacher's weights, where they are on this machine, taken out of their GGUF file once for all runs."""
+    teacher = recipe.teacher
+    if recipe.api is None or recipe.api.serve != "llamacpp" or teacher.gguf_file is None:
+        return []
+    folder = RUNS / "weights" / teacher.gguf_file.removesuffix(".gguf")
+    if not (folder / "model.safetensors").is_file():
+        loaded = load_model(teacher, dtype=torch.bfloat16, device=torch.device("cpu"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_model(loaded, load_tokenizer(ModelSpec(model=teacher.model, gguf_file=teacher.gguf_file)), folder)
+    served = {"serve": "llamacpp", "model": recipe.api.model}
+    return [f"teacher={{model: {folder}}}", *(f"api.{key}={value}" for key, value in served.items())]
+
+
+def make_the_data(name: str, recipe: Recipe) -> bool:
+    """The data of a recipe alone, as its run makes them; whether there are any."""
+    assert recipe.generation is not None
+    if recipe.generation.maker in ASKS_THE_STUDENT:
+        sys.stdout.write(f"{name}: its student is asked, so it is not made apart\n")
+        return True
+    small = load_recipe(ROOT / "recipes" / f"{name}.yaml", changes_of(name, recipe))
+    sys.stdout.write(f"{name}: data ...\n")
+    sys.stdout.flush()
+    try:
+        with stop_flag() as stop:
+            context = Context(recipe=small, folder=RunFolder(small.folder), progress=Progress(), stop=stop)
+            make_data(context, 1, None, read_sources(context).heldout)
+    except LmdistillError as error:
+        sys.stdout.write(f"{name}: {error}\n")
+        return False
+    return True
+
+
+def carry_out(name: str, recipe: Recipe) -> bool:
+    """`lmdistill run` of one recipe in a process of its own; whether it came to its report."""
+    if is_done(name):
+        return True
+    changes = changes_of(name, recipe)
     command = [sys.executable, "-m", "lmdistill", "run", f"recipes/{name}.yaml", "--quiet"]
     command += [part for change in changes for part in ("--set", change)]
     sys.stdout.write(f"{name} ...\n")
@@ -97,15 +153,16 @@ def page(recipes: Mapping[str, Recipe]) -> str:
     lines = [
         "# Black-box methods on a real local server",
         "",
-        "Made by `make results-black-box`: each recipe runs from its seeds to a trained and evaluated student. The "
-        "teacher is SmolLM2-135M-Instruct behind a llama.cpp server, which costs nothing but time; a teacher so small "
-        "is often wrong, and that shows in what verification leaves out. At most "
-        f"{SEEDS} seeds of each source and {STEPS} optimiser steps: this says that the methods run and what their data "
-        "cost, not which is best. Seconds are those of making the data, server start included. "
+        "Made by `make results-black-box`: each recipe runs from its seeds to a trained and evaluated student; the "
+        "last column says where the data alone were made. The teacher is SmolLM2-135M-Instruct behind a llama.cpp "
+        "server, which costs nothing but time; a teacher so small is often wrong, and that shows in what verification "
+        f"leaves out. At most {SEEDS} seeds of each source and {STEPS} optimiser steps: this says that the methods run "
+        "and what their data cost, not which is best. Seconds are those of making the data, server start included. "
         f"Machine: {machine['processor']}, {machine['cores']} cores, shared with other work.",
         "",
-        "| recipe | answers | tokens | seconds | rows made | dropped | answers a row | tokens a row | seconds a row |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | answers | tokens | seconds | rows made | dropped | answers a row | tokens a row | seconds a row | "
+        "student |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     cards = {name: read_rounds(name) for name in recipes}
     for name in recipes:
@@ -128,7 +185,8 @@ def table_row(name: str, cards: Sequence[Mapping[str, Any]]) -> str:
     seconds = sum(60 * (cost["minutes"] or 0.0) for cost in costs)
     made, dropped = (sum(card[field] for card in cards) for field in ("accepted", "dropped"))
     each = [f"{figure / made:.{digits}f}" for figure, digits in ((answers, 1), (tokens, 0), (seconds, 1))]
-    cells = [f"[{name}](#{name})", answers, f"{tokens:,}", f"{seconds:.0f}", made, dropped, *each]
+    student = "trained, evaluated" if is_done(name) else "not run"
+    cells = [f"[{name}](#{name})", answers, f"{tokens:,}", f"{seconds:.0f}", made, dropped, *each, student]
     return f"| {' | '.join(map(str, cells))} |"
 
 
