@@ -41,8 +41,6 @@ class TaskSubject:
     model: nn.Module
     adjust: Callable[[Tensor, Mapping[str, Any]], Tensor] | None = None
     """What becomes of its logits (N, C) of a batch before they are scored: retrieval."""
-    dtype: torch.dtype | None = None
-    """Format of its products where it is another than its weights'."""
 
 
 @dataclass
@@ -133,8 +131,7 @@ def _predict(
             labels.append(label_n)
             teacher_NC = None
             for subject in subjects:
-                with torch.autocast(device.type, subject.dtype, enabled=subject.dtype is not None):
-                    said_NC = outputs(subject.model, batch, task.kind).float()
+                said_NC = outputs(subject.model, batch, task.kind).float()
                 if subject.adjust is not None:
                     said_NC = subject.adjust(said_NC, batch)
                 _note(found[subject.role], said_NC, teacher_NC, task, len(batch["row_ids"]))
@@ -268,8 +265,7 @@ def _efficiency(
     seconds = []
     for repeat in range(spec.speed.repeats + 1):
         start = time.perf_counter()
-        with torch.autocast(device.type, subject.dtype, enabled=subject.dtype is not None):
-            outputs(model, batch, task.kind)
+        outputs(model, batch, task.kind)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if repeat:  # the first one warms up
@@ -281,5 +277,5 @@ def _efficiency(
         bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         rows_per_second=count / statistics.median(seconds),
         batch_rows=count,
-        dtype=str(subject.dtype or parameters[0].dtype).removeprefix("torch."),
+        dtype=str(parameters[0].dtype).removeprefix("torch."),
     )

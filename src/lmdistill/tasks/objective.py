@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from lmdistill.objectives.hints.pieces import wide
 from lmdistill.recipe import ObjectiveSpec
 from lmdistill.recipe.task import LogitsSpec, TaskKind
 from lmdistill.tasks.encode import IGNORED
-from lmdistill.tasks.models import outputs
+from lmdistill.tasks.models import backbone, inputs_of, outputs
 from lmdistill.training.objective import StepLoss
 
 CONTRAST_TEMPERATURE = 0.05
@@ -85,20 +85,15 @@ class TaskObjective:
         logits: LogitsSpec,
         *,
         teacher: PreTrainedModel | None,
-        teacher_dtype: torch.dtype | None = None,
         extras: tuple[Extra, ...] = (),
     ) -> None:
-        """`teacher_dtype` is the format of the teacher's products where it is another than its weights'.
-
-        Raises ValueError where the terms need a teacher and none is given.
-        """
+        """Raises ValueError where the terms need a teacher and none is given."""
         if spec.needs_teacher and teacher is None:
             raise ValueError("this objective compares with a teacher, but none was given")
         self.spec = spec
         self.kind = kind
         self.logits = logits
         self.teacher = teacher
-        self.teacher_dtype = teacher_dtype
         self.extras = extras
         # A number has no distribution: KL of a single class would be 0.
         self.distance = logits_mse if kind == "sequence_regression" else distance_of(spec, logits)
@@ -121,14 +116,16 @@ class TaskObjective:
         teacher_NC = self._ask(batch)
         for extra in self.extras:
             extra.between()
-        student_NC = outputs(model, batch, self.kind, bare=bare)
+        student_NC = self._read(model, bare, batch)
         for extra in self.extras:
             extra.after()
         own = max(1, len(student_NC))
+        if self._inside_alone:
+            own = max(1, int((batch["labels"] != IGNORED).sum()))
         total = own if num_items is None else num_items
         zero = student_NC.new_zeros(())
         ce_N = self._labels(student_NC, batch)
-        kd_N = zero.expand(own) if teacher_NC is None else self._distance(student_NC, teacher_NC)
+        kd_N = zero.expand(len(ce_N)) if teacher_NC is None else self._distance(student_NC, teacher_NC)
         ce, kd = self.spec.cross_entropy.weight * ce_N.sum() / total, self.spec.divergence.weight * kd_N.sum() / total
         said = Said(batch, model, bare, student_NC, self.teacher, teacher_NC, ce + kd, self.progress(), self.step())
         # A further term is a mean over this micro-batch: it counts as much as its share of the rows.
@@ -144,9 +141,23 @@ class TaskObjective:
         """The teacher's logits, (N, C); None where there is no teacher."""
         if self.teacher is None:
             return None
-        device = batch["input_ids"].device
-        with torch.no_grad(), torch.autocast(device.type, self.teacher_dtype, enabled=self.teacher_dtype is not None):
+        with torch.no_grad():
+            if self._inside_alone:
+                backbone(self.teacher)(**inputs_of(backbone(self.teacher), batch))
+                return None
             return outputs(self.teacher, batch, self.kind).detach()
+
+    @property
+    def _inside_alone(self) -> bool:
+        """Whether layers alone are compared, so that no head of all words needs to speak."""
+        return self.kind == "masked_lm" and self.spec.cross_entropy.weight == 0 and self.spec.divergence.weight == 0
+
+    def _read(self, model: nn.Module, bare: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """The student's logits, (N, C); a single 0 where layers alone are compared."""
+        if self._inside_alone and model is bare:
+            encoder = backbone(cast(PreTrainedModel, bare))
+            return encoder(**inputs_of(encoder, batch)).last_hidden_state.new_zeros(1, 1)
+        return outputs(model, batch, self.kind, bare=bare)
 
     def _labels(self, student_NC: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy (or squared error) with the labels, (N,); 0 where a row has none."""
