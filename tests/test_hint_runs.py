@@ -15,6 +15,8 @@ from lmdistill.pipeline import run_recipe
 from lmdistill.recipe import Recipe, load_recipe
 from small import ROOT, small_overrides
 
+CONTEXT = "data.train.0.fields.context=c"
+
 
 def recipe(name: str, tiny: Path, text: Path, runs: Path, *more: str) -> Recipe:
     path = ROOT / "recipes" / f"{name}.yaml"
@@ -93,9 +95,9 @@ def test_attention_maps_are_told_to_cost_something(tiny_llama_folder: Path, text
     ("more", "told"),
     [
         (["signals.kind=top_k"], "signals.kind: live"),
-        (["teaching={kind: self}"], "teaching.kind: self"),
+        (["teaching={kind: self, context: '{context} {prompt}'}", CONTEXT], "which teaching.kind: self is"),
         (
-            ["teaching.context={}", "data.train.0.fields.context=c", "objective.hints=[{kind: attention_kl}]"],
+            ["teaching={context: '{context} {prompt}'}", CONTEXT, "objective.hints=[{kind: attention_kl}]"],
             "text of its own",
         ),
         (["objective.hints=[{kind: hidden_mse, only_current: true}]"], "unfreeze.mode: one"),
