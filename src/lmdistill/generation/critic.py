@@ -76,10 +76,10 @@ def fit_critic(features_BD: Tensor, valid: Sequence[bool], penalty: float = PENA
         optimiser.zero_grad()
         found = F.binary_cross_entropy_with_logits(features_BD @ weight_D + bias, target_B)
         found = found + penalty / 2 * weight_D.square().sum()
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         return found
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     return Critic(weight_D.detach().float(), bias.detach().float())
 
 

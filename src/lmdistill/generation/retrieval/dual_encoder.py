@@ -122,7 +122,7 @@ def train_dual_encoder(
         chosen = draws.sample(list(examples), min(batch_size, len(examples)))
         loss = ranking_loss(encoder, chosen, tau1=tau1, tau2=tau2, contrast=contrast)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
         told(step, losses[-1])
