@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmdistill.evaluation.significance import LEVEL, POWER, holm
 from lmdistill.study.results import CellResult, Measure
@@ -89,7 +89,7 @@ def contrasts(spec: StudySpec, results: Sequence[CellResult]) -> list[Contrast]:
     tested = [place for place, each in enumerate(found) if is_main(spec, each.measure) and not math.isnan(each.p)]
     corrected = dict(zip(tested, holm([found[place].p for place in tested]), strict=True))
     return [
-        each if place not in corrected else Contrast(**{**each.__dict__, "p_adjusted": corrected[place]})
+        each if place not in corrected else replace(each, p_adjusted=corrected[place])
         for place, each in enumerate(found)
     ]
 

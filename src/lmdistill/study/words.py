@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from lmdistill.evaluation.significance import LEVEL
 from lmdistill.study.carry import CellState
-from lmdistill.study.compare import Contrast, Measure, is_main, measures_of
-from lmdistill.study.results import CellResult
+from lmdistill.study.compare import Contrast, is_main, measures_of
+from lmdistill.study.results import CellResult, Measure
 from lmdistill.study.spec import StudySpec
 
 
