@@ -758,6 +758,34 @@ def data_export(
 
 @app.command(epilog=EPILOG)
 @_answering()
+def studio(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="The folder of your runs, or one run.")] = Path("runs"),
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port of 127.0.0.1; a free one if not given.")
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Open a local page over your runs: live progress, comparison, chat, heat maps, data and signals.
+
+    It is served on 127.0.0.1 alone, until Ctrl-C, and loads nothing from elsewhere. With --json, one object with its
+    address once it can be opened.
+    """
+    from lmdistill.studio.server import launch
+
+    def told(url: str) -> None:
+        if as_json:
+            _answer(url=url)
+        else:
+            _say(f"studio   {url}\nruns     {runs}\nCtrl-C ends it.")
+        sys.stdout.flush()
+
+    launch(runs, port, browser, told)
+
+
+@app.command(epilog=EPILOG)
+@_answering()
 def version(as_json: Json = False, debug: Debug = False) -> None:
     """Show versions."""
     import platform

@@ -100,8 +100,8 @@ def _chart(found: Mapping[str, Judged], measure: Measure) -> Markup:
 def _legend(measure: Measure) -> Markup:
     side = {True: "Lower is better.", False: "Higher is better.", None: "Neither side is better."}
     return page.note(
-        f"{side[measure.lower_is_better]} Lines are the intervals of each run by itself; whether two students differ on "
-        "the same items is said by paired comparisons: lmdistill study."
+        f"{side[measure.lower_is_better]} Lines are the intervals of each run by itself; whether two students differ "
+        "on the same items is said by paired comparisons: lmdistill study."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Tail:
         """
         try:
             with open(self.path, "rb") as file:
-                stat = self.path.stat()
+                stat = os.fstat(file.fileno())
                 known = (stat.st_dev, stat.st_ino)
                 anew = self._file is not None and (known != self._file or stat.st_size < self._offset)
                 if anew:

@@ -74,12 +74,12 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     if depth == 0:
         return
     try:
-        inside = sorted(entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))  # type: ignore[type-var]
+        inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
     except OSError:
         return
-    for entry in inside:
-        if not entry.name.startswith("."):
-            yield from _runs_below(Path(entry.path), depth - 1)
+    for path in map(Path, inside):
+        if not path.name.startswith("."):
+            yield from _runs_below(path, depth - 1)
 
 
 def is_run(folder: Path) -> bool:
@@ -204,7 +204,15 @@ def runs_table(runs: list[RunState], root: Path) -> str:
     if not runs:
         return page.whole(page.note(f"No run lies in {root} yet. Start one with: lmdistill run RECIPE"))
     rows = [
-        (run.name, _badge(run), run.stage or "–", _progress(run), _short(run.loss), _short(run.speed), run.method or "–")
+        (
+            run.name,
+            _badge(run),
+            run.stage or "–",
+            _progress(run),
+            _short(run.loss),
+            _short(run.speed),
+            run.method or "–",
+        )
         for run in runs
     ]
     headers = ("run", "state", "stage", "step", "loss", "tokens/s", "method")
@@ -234,7 +242,10 @@ def run_page(run: RunState, live: LiveRun) -> str:
         parts += [page.heading("What it came to"), _summary(run.folder)]
     if live.warnings:
         parts += [page.heading("Warnings"), Markup("").join(page.note(text) for text in live.warnings[-5:])]
-    parts += [page.heading("Stages"), page.table(("stage", "what", "seconds", "tokens"), _stage_rows(live), "Stages")]
+    parts += [
+        page.heading("Stages"),
+        page.table(("stage", "what", "seconds", "tokens"), _stage_rows(live), "Stages", "stages"),
+    ]
     return page.whole(*parts)
 
 
@@ -267,7 +278,12 @@ def _summary(folder: Path) -> Markup:
 
 
 def _stage_rows(live: LiveRun) -> list[tuple[page.Cell, ...]]:
-    said = {"stage_started": "started", "stage_finished": "finished", "stage_failed": "failed", "stage_killed": "killed"}
+    said = {
+        "stage_started": "started",
+        "stage_finished": "finished",
+        "stage_failed": "failed",
+        "stage_killed": "killed",
+    }
     rows: list[tuple[page.Cell, ...]] = []
     for event in live.stages:
         what = said[str(event["kind"])] + (f": {event['error']}" if "error" in event else "")
