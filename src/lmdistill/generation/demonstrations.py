@@ -48,10 +48,10 @@ class Pool:
                 other.id == seed.id for other in self.by_task.get(seed.task, ())
             )
             if held < count:
-                task = f"task {seed.task!r}" if seed.task else "the seeds"
+                whose = f"task {seed.task!r} has" if seed.task else "the seeds have"
                 raise DataError(
-                    f"generation.demonstrations.count is {count}, but {task} has {held} rows that can be shown before "
-                    f"{seed.prompt[:60]!r} (with an answer, use not `asked`): give it more rows, or lower count"
+                    f"generation.demonstrations.count is {count}, but {whose} {held} rows that can be shown before "
+                    f"{seed.prompt[:60]!r} (with an answer, use not `asked`): give more rows, or lower count"
                 )
 
 

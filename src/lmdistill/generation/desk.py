@@ -101,7 +101,7 @@ class Desk:
         if self.likelihood is None:
             raise RecipeError(
                 f"generation.maker: {self.spec.maker} asks how likely the teacher finds answers, but its weights "
-                "are not on this machine: name them in teacher ({model: ...}), or set generation.demonstrations.choose: bm25"
+                "are not on this machine: name them (teacher: {model: ...}), or set demonstrations.choose: bm25"
             )
         return self.likelihood(pairs)
 
