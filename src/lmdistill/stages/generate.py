@@ -31,7 +31,8 @@ from lmdistill.generation.preferences import mine_pairs
 from lmdistill.generation.puzzles import make_puzzles
 from lmdistill.generation.types import Drop, Example, Seed, Verdict, make_id
 from lmdistill.generation.verify import Verifier
-from lmdistill.io import write_json, write_lines, write_text
+from lmdistill.io import hash_file, write_json, write_lines, write_text
+from lmdistill.packages import resolve_path
 from lmdistill.recipe import PreferenceSpec, Recipe, SeedSpec, SourceSpec
 from lmdistill.recipe.data import GENERATED
 from lmdistill.run_folder import fingerprint as fingerprint_of
@@ -91,7 +92,8 @@ def make_data(
     key = fingerprint_of(
         spec.model_dump(mode="json"),
         None if api is None else api.model_dump(mode="json", include=_NAMES_THE_TEACHER),
-        [seed.id for seed in seeds],
+        [(seed.id, seed.answer, seed.task, seed.use) for seed in seeds],
+        _further_inputs(recipe),
         {held: [document.id for document in documents] for held, documents in (heldout or {}).items()},
         weights,
         recipe.seed,
@@ -146,6 +148,19 @@ def make_data(
     if not kept:
         raise DataError(_nothing_kept(folder, dropped))
     return Made(folder, skipped=False)
+
+
+def _further_inputs(recipe: Recipe) -> list[str | None]:
+    """What a maker in context depends on besides: the plain text beside, and the teacher whose weights rank."""
+    spec = recipe.generation
+    assert spec is not None
+    texts = spec.in_context.texts if spec.maker == "in_context" else None
+    path = None if texts is None else Path(resolve_path(texts))
+    ranked = spec.maker in ("context", "in_context", "chains") and spec.demonstrations.choose == "ranked"
+    return [
+        hash_file(path) if path is not None and path.is_file() else None,
+        recipe.teacher.model_dump_json() if ranked else None,
+    ]
 
 
 def read_seeds(context: Context) -> list[Seed]:
