@@ -20,6 +20,7 @@ SMALL = [
     "evaluation.prompts=[Hello]",
     "evaluation.generation.max_new_tokens=2",
     "machine.compile=false",
+    "evaluation.suites=null",  # tests/evaluation/test_suite_runs.py runs some
 ]
 
 RECORDINGS = ROOT / "tests" / "data" / "recordings"
