@@ -1,6 +1,6 @@
 """The peer's side of benchmarks/encoders.py: TinyBERT-type steps by TextBrewer; runs in .venv-textbrewer.
 
-    python benchmarks/encoders_textbrewer.py FOLDER MODE        (float32 | autocast)
+    python benchmarks/encoders_textbrewer.py FOLDER MODE THREADS        (float32 | autocast | autocast-fused)
 
 Reads `teacher`, `student` (transformers models) and `batches.json` from the folder; for each line `go` on its standard
 input it takes one step and answers with its seconds.
@@ -48,9 +48,9 @@ def main() -> None:
         *student.parameters(),
         *(p for proj in distiller.projs if proj is not None for p in proj.parameters()),
     ]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=mode.endswith("fused"))
     batches = [{name: torch.tensor(value) for name, value in batch.items()} for batch in settings["batches"]]
-    amp: Any = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
+    amp: Any = torch.autocast("cpu", torch.bfloat16) if mode.startswith("autocast") else contextlib.nullcontext()
     teacher.eval()
     student.train()
     sys.stdout.write("ready\n")
@@ -63,7 +63,9 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        sys.stdout.write(json.dumps([time.perf_counter() - start, time.process_time() - cpu, float(loss.detach())]) + "\n")
+        sys.stdout.write(
+            json.dumps([time.perf_counter() - start, time.process_time() - cpu, float(loss.detach())]) + "\n"
+        )
         sys.stdout.flush()
 
 
