@@ -58,7 +58,10 @@ def recipe_template(method: Method, name: str | None = None) -> str:
     """YAML text of a commented recipe that validates and runs, under a name (the method's where absent)."""
     names = {"name": name or method.name, "method": method.name}
     starter = TASK_STARTER if "task" in method.fragment else STARTER
-    values = merge(merge(starter, merge(method.fragment, method.example)), names)
+    own = merge(method.fragment, method.example)
+    if {"serve", "base_url"} & set(own.get("teacher", {})):  # named by its server, not by its files
+        starter = {name: value for name, value in starter.items() if name != "teacher"}
+    values = merge(merge(starter, own), names)
     head = [
         f"{method.title}: {method.paper.citation}",
         method.paper.link,
@@ -110,7 +113,10 @@ def _setting(name: str, value: Any, section: type[Any] | None, indent: str) -> l
         return [f"{indent}{name}:", *_section(section, value, deeper)]
     lines = [f"{indent}{name}:"]
     for key, item in value.items():
-        lines += [f"{deeper}{key}:", *_block(item, deeper + "  ")]
+        if isinstance(item, Mapping):
+            lines += [f"{deeper}{key}:", *_block(item, deeper + "  ")]
+        else:
+            lines.append(f"{deeper}{key}: {write_inline(item)}")
     return lines
 
 

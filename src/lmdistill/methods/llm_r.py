@@ -34,6 +34,7 @@ METHOD = Method(
                 }
             ]
         },
+        "data": {"max_length": 512},
     },
     notes=(
         "Needs the teacher's weights in this process; all of it is in generated/round-1/ranker: both models as "

