@@ -5,6 +5,7 @@ The right answers are computed here from the words of the questions, not taken f
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from itertools import pairwise
@@ -17,6 +18,7 @@ from lmdistill.errors import RecipeError
 from lmdistill.generation.rationales import likeness, without_answer
 from lmdistill.generation.types import Example
 from lmdistill.stages.generate import document_of
+from small import ROOT
 
 
 def solution(question: str) -> int:
@@ -261,3 +263,17 @@ def test_the_answers_sentence_is_taken_off_a_rationale() -> None:
     assert without_answer("2 + 2 = 4.") == "2 + 2 = 4."
     assert without_answer("The answer is 4.") == "The answer is 4."
     assert without_answer("The answer is hidden.\nWe add: 4.") == "The answer is hidden.\nWe add: 4."
+
+
+def test_the_seeds_are_what_the_script_writes_and_their_solutions_are_right() -> None:
+    spec = importlib.util.spec_from_file_location("seeds", ROOT / "tools" / "make_reasoning_seeds.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, text in module.texts().items():
+        assert path.read_text(encoding="utf-8") == text
+    for row in (*module.sums(), *module.measures()):
+        assert row["response"].endswith(f"The answer is {solution(row['prompt'])}.")
+    valid = [row["valid"] for row in module.triples()]
+    assert sum(valid) == len(valid) / 2

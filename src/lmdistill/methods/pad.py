@@ -14,8 +14,7 @@ METHOD = Method(
         arxiv="2305.13888",
     ),
     summary=(
-        "The teacher writes programs; those that run and come to the right answer are what the student learns to "
-        "write."
+        "The teacher writes programs; those that run and come to the right answer are what the student learns to write."
     ),
     formula="L = -sum_t log q(c_t | c_<t, x),   c a program with run(c) = y",
     fragment={

@@ -39,5 +39,8 @@ METHOD = Method(
         "rationales are the teacher's in any case.",
         "Published without an answer filter, which rationales.keep: all brings back.",
     ),
-    aliases=("distilling_step_by_step", "dss",),
+    aliases=(
+        "distilling_step_by_step",
+        "dss",
+    ),
 )
