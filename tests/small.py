@@ -59,7 +59,7 @@ SMALL_WRITING: dict[str, list[str]] = {
         "generation.triples.labelled=ROOT/recipes/data/triples.jsonl",
     ],
     "fine_tune_cot": ["generation.seeds.0.limit=8", "generation.ask.samples=2"],
-    "context_distillation_text": ["generation.seeds.0.limit=5", "generation.seeds.1.limit=12"],
+    "context_distillation_text": ["generation.seeds.0.limit=8"],
     "aicd": ["generation.seeds.0.limit=8"],
     "meta_ict": [f"generation.seeds.{number}.limit=4" for number in range(3)],
     "multitask_ict": ["generation.seeds.0.limit=6", "generation.seeds.1.limit=6", "generation.in_context.text_limit=2"],

@@ -121,14 +121,14 @@ def test_rows_hold_gold_answers_and_text_beside(tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"passage": f"Passage {n}."}) + "\n" for n in (0, 1, 2, 1)), encoding="utf-8")
     options = {"draws": 2, "texts": str(texts), "text_column": "passage", "text_limit": 2, "beta": 0.25}
-    desk = desk_of(in_context=options, demonstrations={"count": 2})
+    desk = desk_of(in_context=options, demonstrations={"count": 2}, filters={"near_duplicate": None})
     seeds = seeds_of(4, "one")
     rows = [
         row for row in apply_filters(make_in_context(desk, seeds), desk.spec.filters, {}) if isinstance(row, Example)
     ]
     labels, plain = ([row for row in rows if row.task == task] for task in ("label", "text"))
     assert len(labels) == 8
-    assert len({row.prompt for row in labels}) == 8
+    assert len({row.prompt for row in labels}) > 4
     for row in labels:
         seed = next(seed for seed in seeds if seed.id == row.seed)
         assert row.response == seed.answer
@@ -198,7 +198,7 @@ def test_all_chains_are_learnt_and_no_question(form: str, chat: bool, tiny_llama
     assert learnt == ["One and one. --> 2 END", "Two and two. --> 4 END", "It is. --> 3 END"]
     ends = [bool(set(run) & set(tokenizer.all_special_ids)) for run in runs]
     assert ends == ([True] * 3 if form == "turns" else [False, False, True])
-    read = str(tokenizer.decode([t for t, m in zip(row.ids_L, row.trained_L, strict=True) if not m]))
+    read = str(tokenizer.decode([t for t, m in zip(row.ids_L.tolist(), row.trained_L, strict=True) if not m]))
     assert all(question in read for question in ("1 + 1? ###", "2 + 2? ###", "3? ###"))
 
 
