@@ -357,7 +357,8 @@ def turns_document(example: Example, origin: str) -> Document:
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
         return Document(messages=messages, origin=origin, task=example.task)
-    response, learnt, separator = "", [], example.fields.get("separator", "\n\n")
+    response, separator = "", str(example.fields.get("separator", "\n\n"))
+    learnt: list[tuple[int, int]] = []
     for number, (question, answer) in enumerate(turns):
         response += "" if number == 0 else f"{separator}{question}"
         learnt.append((len(response), len(response) + len(answer)))

@@ -48,8 +48,10 @@ class EmptyCheck(Check):
 
     def look(self, example: Example) -> Finding | None:
         """A finding where prompt or response is empty."""
-        prompt = () if example.task == "text" else (("prompt", example.prompt),)  # plain text answers nothing
-        for name, text in (*prompt, ("response", example.response)):
+        sides = {"prompt": example.prompt, "response": example.response}
+        if example.task == "text":  # plain text answers nothing
+            del sides["prompt"]
+        for name, text in sides.items():
             if not any(unicodedata.category(c)[0] not in "CZ" for c in text):
                 return Finding(f"the {name} is empty ({len(text)} characters, none of them visible)")
         return None

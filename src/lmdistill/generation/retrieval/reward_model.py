@@ -127,8 +127,11 @@ def _loss(reward: RewardModel, examples: Sequence[Ranked], positives: int, draws
     for number, one in enumerate(examples):
         mask_QC[number, : len(one.candidates)] = True
         rewards_QC[number, : len(one.scores)] = torch.tensor(one.scores)
-        order = sorted(range(len(one.scores)), key=lambda place, one=one: -one.scores[place])  # type: ignore[misc]
-        best.append(order[draws.randrange(positives)])
+        best.append(_best_first(one.scores)[draws.randrange(positives)])
     scores_B = reward.scores([(one.query, candidate) for one in examples for candidate in one.candidates])
     scores_QC = torch.zeros(mask_QC.shape).masked_scatter(mask_QC, scores_B)
     return reward_loss(scores_QC, rewards_QC, torch.tensor(best), positives)
+
+
+def _best_first(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=lambda place: -scores[place])
