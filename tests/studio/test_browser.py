@@ -92,13 +92,8 @@ class Visit:
     requests: list[str] = field(default_factory=list)
 
     def open_tab(self, name: str) -> None:
-        """By its name; on a narrow page those that have no room are in a menu."""
-        tab = self.page.get_by_role("tab", name=name, exact=True)
-        if tab.count() and tab.first.is_visible():
-            tab.first.click()
-            return
-        self.page.locator(".overflow-menu > button").click()
-        self.page.locator(".overflow-dropdown button", has_text=name).click()
+        """By its name."""
+        self.page.get_by_role("tab", name=name, exact=True).click()
 
     def choose(self, label: str, value: str) -> None:
         """In a list of choices, as by keyboard."""
@@ -164,10 +159,6 @@ def test_runs_go_on_before_ones_eyes_and_any_are_compared(
 def test_teacher_and_student_answer_and_a_typed_text_is_coloured_by_keyboard_alone(browser: Any, address: str) -> None:
     with visit(browser, address) as here:
         page, keys = here.page, here.page.keyboard
-        page.locator("body").press("Tab")
-        reach(page, "[role=tab]")
-        for _ in range(2):
-            keys.press("ArrowRight") if page.evaluate("document.activeElement.innerText") == "x" else keys.press("Tab")
         reach(page, "[role=tab]:has-text('Chat')")
         keys.press("Enter")
         reach(page, "#message textarea")

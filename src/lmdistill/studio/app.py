@@ -40,11 +40,10 @@ class Studio:
 def build(root: Path) -> gr.Blocks:
     """The page over a folder of runs."""
     studio = Studio(root)
-    with gr.Blocks(title="lmdistill studio", analytics_enabled=False) as blocks:
-        gr.HTML(
-            page.whole(page.heading("lmdistill studio", 1), page.note(f"Runs in {root.resolve()}")), js_on_load=None
-        )
-        with gr.Tabs():
+    with gr.Blocks(title="lmdistill studio", analytics_enabled=False, fill_width=True) as blocks:
+        head = page.whole(page.heading("lmdistill studio", 1), page.note(f"Runs in {root.resolve()}"))
+        gr.HTML(head, js_on_load=None, apply_default_css=False)
+        with gr.Tabs(overflow_behavior="wrap"):
             for name, make in tabs.TABS.items():
                 with gr.Tab(name) as tab:
                     tabs.connect(make(studio), tab, blocks)

@@ -76,7 +76,7 @@ def comparison(found: Mapping[str, Judged], key: str | None, live: Mapping[str, 
         parts.append(page.note(f"No evaluation yet that can be read: {', '.join(missing)}"))
     chosen = measures.get(key or "") or next(iter(measures.values()), None)
     if chosen is not None:
-        parts += [page.heading(title_of(chosen), 2), _chart(found, chosen), _legend(chosen)]
+        parts += [_chart(found, chosen), _legend(chosen)]
     overlay = loss_overlay(live)
     if overlay is not None:
         parts.append(overlay)

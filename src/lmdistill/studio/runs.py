@@ -130,12 +130,25 @@ def state_of(name: str, folder: Path, live: LiveRun) -> RunState:
         stage=stage,
         why=why,
         method=str(recipe.get("method") or ""),
-        step=_whole(last.get("step")),
-        steps=steps if isinstance(steps, int) and steps > 0 and not recipe.get("stages") else None,
+        step=_whole(last.get("step")) if last else _steps_done(live),
+        steps=steps if isinstance(steps, int) and steps > 0 and not _is_open_ended(recipe) else None,
         loss=_number(last.get("loss")),
         speed=_number(last.get("tokens_per_second")),
         version=live.version,
     )
+
+
+def _is_open_ended(recipe: Mapping[str, Any]) -> bool:
+    """Whether the number of steps is a limit that other things are reached before, or that of one stage of several."""
+    budget = recipe.get("budget")
+    values = budget.values() if isinstance(budget, dict) else ()
+    given = any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return given or bool(recipe.get("stages"))
+
+
+def _steps_done(live: LiveRun) -> int | None:
+    """Steps of a training that was too short for a line of its own in the log."""
+    return next((steps for event in reversed(live.stages) if (steps := _whole(event.get("steps"))) is not None), None)
 
 
 def _judged(folder: Path, live: LiveRun) -> tuple[State, str]:

@@ -42,7 +42,7 @@ def connect(opened: Opened, tab: gr.Tab, blocks: gr.Blocks) -> None:
 
 
 def _block(script: str | None = None, **options: Any) -> gr.HTML:
-    return gr.HTML(page.whole(page.note("…")), js_on_load=script, **options)
+    return gr.HTML(page.whole(page.note("…")), js_on_load=script, apply_default_css=False, **options)
 
 
 def _told(work: Callable[..., str]) -> Callable[..., str]:
