@@ -118,7 +118,7 @@ def agree(
 
 
 @pytest.mark.parametrize("name", ROWS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=CASES)
 @example(case=Case(2, 3, 3, 1, 0.0, torch.float32, False))
 def test_vectors_of_one_width(name: str, case: Case) -> None:
@@ -130,7 +130,7 @@ def test_vectors_of_one_width(name: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER_WIDTH)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=CASES)
 def test_vectors_of_different_widths(name: str, case: Case) -> None:
     fast, slow, options = OTHER_WIDTH[name]
@@ -139,7 +139,7 @@ def test_vectors_of_different_widths(name: str, case: Case) -> None:
     agree(case, lambda s, t: fast(s, t, mask, **options), lambda s, t: slow(s, t, mask, **options), s, t)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=CASES)
 def test_flows_between_two_layers(case: Case) -> None:
     mask = mask_of(case)
@@ -163,7 +163,7 @@ def scores(case: Case, heads: int, offset: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MAPS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=CASES)
 def test_attention_maps(name: str, case: Case) -> None:
     fast, slow, options = MAPS[name]
@@ -173,7 +173,7 @@ def test_attention_maps(name: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=CASES, heads=st.sampled_from([1, 2, 4]))
 def test_relations_of_models_with_other_heads_and_widths(causal: bool, case: Case, heads: int) -> None:
     mask = mask_of(case)
@@ -190,7 +190,7 @@ def test_relations_of_models_with_other_heads_and_widths(causal: bool, case: Cas
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=CASES, top=st.integers(1, 3))
 def test_attributions(case: Case, top: int) -> None:
     mask = mask_of(case)

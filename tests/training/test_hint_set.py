@@ -272,6 +272,12 @@ def test_blocks_that_read_the_teacher_s_states_are_trained_apart() -> None:
     found = listened(hints, student, teacher)["hidden_mse"]
     torch.testing.assert_close(found, wanted)
     assert not torch.equal(found, values["hidden_mse"])
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    for _ in range(8):
+        optimiser.zero_grad()
+        listened(hints, student, teacher)["hidden_mse"].backward()
+        optimiser.step()
+    assert listened(hints, student, teacher)["hidden_mse"] < found / 2
     with pytest.raises(RecipeError, match="hidden states of one width, not key_relation"):
         HintSet(specs({"kind": "key_relation"}), student=student, teacher=teacher, inputs=INPUTS, block_inputs=True)
 

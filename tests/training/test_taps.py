@@ -176,6 +176,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_tapped() -> None:
     plain, compiled = llama(num_hidden_layers=2), llama(num_hidden_layers=2)
     place = Place("hidden", 1)
