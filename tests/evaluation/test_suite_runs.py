@@ -34,9 +34,8 @@ def test_a_run_takes_its_models_through_suites_once_and_the_report_shows_them(
 ) -> None:
     mine = questions(tmp_path / "mine.jsonl")
     suites = f"{{calibration: {{sets: [mine]}}, fidelity: {{}}, paths: {{mine: {mine}}}, limit: 6}}"
-    overrides = [
-        *small_overrides(RECIPE, tiny_llama_folder, text_file), f"evaluation.suites={suites}", f"runs={tmp_path}", "name=x",
-    ]  # fmt: skip
+    overrides = [*small_overrides(RECIPE, tiny_llama_folder, text_file), f"evaluation.suites={suites}"]
+    overrides += [f"runs={tmp_path}", "name=x"]
     recipe = load_recipe(RECIPE, overrides)
     folder = run_recipe(recipe).folder
     evaluation = Evaluation.model_validate(read_json(folder / "evaluation.json"))

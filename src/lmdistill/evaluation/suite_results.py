@@ -46,7 +46,8 @@ class SuiteComparison(Record):
     """Smallest true difference that would be found with 80 % power at a two-sided 5 %; absent where both models are
     equal on every item, which leaves nothing to estimate it from."""
     better: Better
-    """Undecided where the interval contains 0 or the corrected p is 5 % and more; neither where no side is better."""
+    """Undecided where the interval contains 0 or the corrected p is 5 % and more; neither where no side is better, and
+    for measures that are no main ones: many measures without correction always hold a finding."""
 
 
 class SetOverlap(Record):

@@ -106,7 +106,7 @@ def _set(found: SuiteSet) -> dict[str, Any]:
         rows.append({"label": name_of(measure), "better": better, "cells": cells, "main": measure == found.main})
     return {
         "name": found.name,
-        "items": found.items,
+        "count": found.items,
         "clusters": found.clusters,
         "roles": [model.role for model in found.models],
         "rows": rows,

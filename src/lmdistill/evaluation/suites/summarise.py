@@ -45,11 +45,11 @@ def correct(sets: Sequence[SuiteSet], correction: Correction) -> list[SuiteSet]:
 
 
 def _judged(comparison: SuiteComparison, lower: bool | None, adjusted: float | None) -> SuiteComparison:
-    better: Better = "neither"
-    if lower is not None:
+    better: Better = "neither"  # no verdict without correction, or every suite would find something
+    if lower is not None and adjusted is not None:
         better = verdict(comparison.difference, lower)  # type: ignore[assignment]
         unknown = not np.isfinite([comparison.difference.low, comparison.difference.high]).all()
-        if unknown or (adjusted is not None and adjusted >= LEVEL):
+        if unknown or adjusted >= LEVEL:
             better = "undecided"
     return comparison.model_copy(update={"p_adjusted": adjusted, "better": better})
 
