@@ -88,7 +88,7 @@ class Calibration:
     generated: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """By stage: seconds and tokens that the teacher wrote of a sample, and how many times as much the stage needs."""
     labelled: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    """By stage: seconds and tokens of a sample, and bytes of the store a token."""
+    """By stage: seconds and tokens that were asked for of a sample, and bytes of the store a token."""
     unknown: list[str] = field(default_factory=list)
 
 
@@ -146,7 +146,9 @@ def _stage(context: Context, found: Calibration, student: Student, stage: StageS
             dataset, result = label_dataset(context, rows, student.tokenizer, stage.name, student.folder)
         store = store_folder(context.recipe)
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-        found.labelled[stage.name] = clock.seconds, float(result.tokens), size / max(1, result.tokens)
+        # A new store asks for some rows twice: first to learn its codec from them.
+        kept = sum(len(ids) for ids in rows["input_ids"])
+        found.labelled[stage.name] = clock.seconds, float(result.tokens), size / max(1, kept)
     found.paces[stage.name] = _pace(context, student, stage, stage.objective, stage.trajectories, dataset, store)
 
 

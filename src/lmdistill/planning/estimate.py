@@ -133,11 +133,12 @@ def written_stage(stage: StageSpec, found: Calibration, teacher: PreTrainedModel
     )
 
 
-def labelled_stage(stage: StageSpec, found: Calibration, teacher: PreTrainedModel, length: int) -> StagePlan:
-    """The teacher's word on all of a stage's text, kept on disk."""
+def labelled_stage(recipe: Recipe, stage: StageSpec, found: Calibration, teacher: PreTrainedModel) -> StagePlan:
+    """The teacher's word on all of a stage's text, kept on disk, and on what a new store's codec is learnt from."""
     seconds, tokens, _ = found.labelled[stage.name]
-    total = found.texts[stage.name].tokens
-    flops = forward_flops(teacher, total, length)
+    text = found.texts[stage.name].tokens
+    total = text + min(text, recipe.signals.calibration_tokens)
+    flops = forward_flops(teacher, total, recipe.data.max_length)
     return StagePlan(
         name=f"label-{stage.name}",
         seconds=seconds * total / max(1.0, tokens),

@@ -179,7 +179,7 @@ def _trainings(recipe: Recipe, context: Context, found: Calibration, student: Pr
         if stage.name in found.generated:
             before.append(written_stage(stage, found, context.teacher, recipe.data.max_length))
         if stage.name in found.labelled:
-            before.append(labelled_stage(stage, found, context.teacher, recipe.data.max_length))
+            before.append(labelled_stage(recipe, stage, found, context.teacher))
         if recipe.budget.whole:
             seconds += sum(each.seconds for each in before)
             flops += sum(each.flops for each in before)
