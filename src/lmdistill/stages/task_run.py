@@ -344,5 +344,8 @@ def _judge(
 
 def _fast(context: Context, model: PreTrainedModel) -> PreTrainedModel:
     """Weights in the format that this machine multiplies fastest; an LSTM stays as it is."""
+    if model.config.model_type == "lmdistill_bilstm":
+        return model
     plain: Any = model
-    return plain if model.config.model_type == "lmdistill_bilstm" else plain.to(context.fast_dtype)
+    fast: PreTrainedModel = plain.to(context.fast_dtype)
+    return fast

@@ -132,7 +132,7 @@ def _replaced(text: str, candidates: Sequence[Sequence[str]], probability: float
 
     def put(match: re.Match[str]) -> str:
         options, draw = next(draws)
-        return str(options[random.integers(len(options))]) if options and draw <= probability else match.group()
+        return str(options[int(random.integers(len(options)))]) if options and draw <= probability else match.group()
 
     return _WORD.sub(put, text)
 

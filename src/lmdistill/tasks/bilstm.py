@@ -61,8 +61,8 @@ class BiLstm(PreTrainedModel):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.projection = nn.Linear(2 * config.hidden, config.projection)
-        self.classifier = nn.Linear(config.projection, config.num_labels)
-        self.post_init()
+        self.classifier = nn.Linear(config.projection, int(config.num_labels or 2))
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module keeps the weights that torch draws."""

@@ -182,7 +182,7 @@ class _Pair:
         depths = [len(blocks_of(model)) for model in self.models]
         self.pairs = mapped_layers("uniform", depths[0], depths[1])
         self.taps = [
-            Taps(model, [Place(kind, pair[side]) for pair in self.pairs for kind in ("hidden", "scores")])  # type: ignore[arg-type]
+            Taps(model, [Place(kind, pair[side]) for pair in self.pairs for kind in ("hidden", "scores")])
             for side, model in enumerate(self.models)
         ]
 

@@ -192,7 +192,7 @@ def _score(
         label_N = np.concatenate(found["teacher"].top) if "teacher" in found else value_N
         reference = "teacher"
     items = Items(labels.row_N, labels.rows, label_N, value_N)
-    values = {metric: measure(metric, items, weights_RS, classes) for metric in task.all_metrics}
+    values: dict[str, Floats] = {metric: measure(metric, items, weights_RS, classes) for metric in task.all_metrics}
     named = {metric: drawn.interval(value) for metric, value in values.items()}
     others: dict[str, Interval] = {}
     if teacher is not None:

@@ -148,8 +148,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 def _by_row(values_N: Floats, items: Items) -> Floats:
     """Sums over the items of each row, (S,)."""
-    sums: Floats = np.bincount(items.row_N, weights=values_N, minlength=items.rows)
-    return sums
+    return np.bincount(items.row_N, weights=values_N, minlength=items.rows).astype(np.float64)
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

@@ -55,8 +55,8 @@ def load_task_model(
     """
     folder = Path(resolve_path(spec.model)).expanduser()
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
-        model, info = BiLstm.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        return cast(PreTrainedModel, model.to(device).eval()), sorted(info["missing_keys"])
+        found: Any = BiLstm.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        return cast(PreTrainedModel, found[0].to(device).eval()), sorted(found[1]["missing_keys"])
     options = {**head_options(kind, classes), "ignore_mismatched_sizes": True}
     return load_auto(AUTO[kind], spec, dtype=dtype, device=device, seed=seed, **options)
 

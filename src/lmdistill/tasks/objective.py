@@ -156,7 +156,8 @@ class TaskObjective:
         """The student's logits, (N, C); a single 0 where layers alone are compared."""
         if self._inside_alone and model is bare:
             encoder = backbone(cast(PreTrainedModel, bare))
-            return encoder(**inputs_of(encoder, batch)).last_hidden_state.new_zeros(1, 1)
+            state_BLH: Tensor = encoder(**inputs_of(encoder, batch)).last_hidden_state
+            return state_BLH.new_zeros(1, 1)
         return outputs(model, batch, self.kind, bare=bare)
 
     def _labels(self, student_NC: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -180,7 +181,7 @@ def label_loss(student_NC: Tensor, batch: Mapping[str, Any], kind: TaskKind) -> 
     Cross-entropy; squared error of a number; of embeddings, cross-entropy of each text's pair among all pairs of the
     batch (in-batch negatives).
     """
-    labels = batch["labels"]
+    labels: Tensor = batch["labels"]
     wide_NC = wide(student_NC)
     if kind == "sequence_regression":
         return (wide_NC[:, 0] - labels.float()).square()

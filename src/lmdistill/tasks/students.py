@@ -129,7 +129,8 @@ def bilstm(
     if spec.embedding is None:
         with torch.no_grad():
             model.embedding.weight.copy_(table.weight)
-    return model.eval(), {
+    model.train(False)
+    return model, {
         "start": "bilstm",
         "parameters_before": count_parameters(teacher),
         "parameters_after": count_parameters(model),
