@@ -180,6 +180,8 @@ def test_mcc_kd(tmp_path: Path) -> None:
             document = document_of(row, "x:1")
             assert (document.twin, document.span, document.task) == (row.fields["twin"], (begin, end), row.task)
     check_answers(made, made.examples)
+    term = made.recipe.objective.consistency
+    assert (term.weight, term.epsilon, term.temperature) == (0.1, 7e-5, 1.0)
     alone = [drop for drop in made.drops if drop.by == "pair"]
     alike = [drop for drop in made.drops if drop.by == "likeness"]
     assert all(drop.matched for drop in alike)

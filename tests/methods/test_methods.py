@@ -82,6 +82,13 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "mixkd": ("forward_kl", 1.0, {}, 1.0, False, 1.0, 0.0),
     "pd_encoder": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "textbrewer": ("forward_kl", 1.0, {}, 8.0, True, 0.0, 0.0),
+    **dict.fromkeys(  # text of a teacher behind an API, learnt by cross-entropy
+        (
+            *("fine_tune_cot", "step_by_step", "scotd", "mt_cot", "socratic"),
+            *("pad", "mcc_kd", "scott", "kard", "symbolic_kd"),
+        ),
+        ("forward_kl", 0.0, {}, 1.0, False, 1.0, 0.0),
+    ),
 }
 
 # Whose text each method on written text trains on, and by what else than `OBJECTIVES` says.

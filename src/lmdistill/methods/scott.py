@@ -16,8 +16,8 @@ METHOD = Method(
         "has to follow."
     ),
     formula=(
-        "r_t = argmax log p(r_t | x, y, r_<t) - 0.5 log p(r_t | x, y', r_<t);   L = (1 - b) CE(x -> r, y) + b "
-        "CE([counterfactual] x, r' -> y'),   b = 0.5"
+        "L = (1 - b) CE(x -> r, y) + b CE([counterfactual] x, r' -> y'),   b = 0.5,   "
+        "r_t = argmax log p(r_t | x, y, r_<t) - 0.5 log p(r_t | x, y', r_<t)"
     ),
     fragment={
         "generation": {
