@@ -165,7 +165,7 @@ def card_page(folder: Path) -> str:
     if not isinstance(card, dict):
         return page.whole(page.note("There is no data card for this round that can be read."))
     costs = card.get("costs") if isinstance(card.get("costs"), dict) else {}
-    money = costs.get("money")
+    money = costs.get("money") if isinstance(costs.get("money"), int | float) else None
     parts = [
         page.facts(
             [
@@ -173,7 +173,7 @@ def card_page(folder: Path) -> str:
                 ("dropped", _counted(card.get("dropped"))),
                 ("calls", _counted(costs.get("calls"))),
                 ("tokens written", _counted(costs.get("output_tokens"))),
-                ("money", "not known" if money is None else f"{money} USD"),
+                ("money", "not known" if money is None else f"{money:.4g} USD"),
             ]
         )
     ]
