@@ -104,7 +104,7 @@ class Visit:
     def settled(self) -> None:
         """Nothing was executed, nothing failed, and nothing was asked of anybody else."""
         assert self.page.evaluate("window.owned") is None
-        assert self.problems == []
+        assert not self.problems, self.problems
 
 
 @contextmanager

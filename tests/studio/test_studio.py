@@ -24,7 +24,8 @@ from lmdistill.io import RunLock, append_line, read_json, write_json, write_line
 from lmdistill.studio import chat, compare, page, signals
 from lmdistill.studio import runs as standing
 from lmdistill.studio.data import RowFiles, Wanted, card_page, chosen, read_rows, rounds_of, rows_page, values_of
-from lmdistill.studio.heat import NAMES, HeatToken, heat_of, heat_page
+from lmdistill.studio.heat import heat_of
+from lmdistill.studio.heat_view import NAMES, Heat, HeatToken, heat_page
 from lmdistill.studio.live import LiveRun, LiveRuns, Tail, curves
 from lmdistill.studio.server import launch, reachable
 from lmdistill.studio.shelf import Choice, Shelf, choices_of, teacher_label
@@ -385,8 +386,6 @@ class Renamed:
 
 
 def test_a_heat_map_of_hostile_tokens_shows_them(pair: tuple[Shelf, Choice, Choice]) -> None:
-    from lmdistill.studio.heat import Heat
-
     tokens = [HeatToken(HOSTILE, float("nan"), float("nan"), float("nan"), [], [])]
     tokens.append(HeatToken(HOSTILE, 3.0, -1.0, -2.0, [(HOSTILE, 0.5)], [('"><script>', 0.4)]))
     drawn = heat_page(Heat(tokens, "forward_kl", cut=3), HOSTILE, HOSTILE)

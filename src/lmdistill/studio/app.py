@@ -46,7 +46,7 @@ def build(root: Path) -> gr.Blocks:
         with gr.Tabs(overflow_behavior="wrap"):
             for name, make in tabs.TABS.items():
                 with gr.Tab(name) as tab:
-                    tabs.connect(make(studio), tab, blocks)
+                    tabs.connect(make(studio), tab, blocks, first=name == "Runs")
     return blocks
 
 
@@ -62,6 +62,8 @@ def theme() -> gr.themes.Base:
         button_primary_text_color="white",
         block_label_text_color="*neutral_700",
         block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
         block_info_text_color="*neutral_700",
         block_info_text_color_dark="*neutral_300",
         input_placeholder_color="*neutral_600",

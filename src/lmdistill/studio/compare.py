@@ -89,7 +89,7 @@ def _chart(found: Mapping[str, Judged], measure: Measure) -> Markup:
     bars = []
     for name, run in found.items():
         for role in ("student", "sft", "none", "teacher"):
-            interval = run.values.get(role, {}).get(measure.key)  # type: ignore[call-overload]
+            interval = run.values.get(role, {}).get(measure.key)
             if interval is not None:
                 label = name if role == "student" else f"{name}, {LABELS[role]}"
                 low, value, high = (measure.factor * each for each in (interval.low, interval.value, interval.high))

@@ -164,7 +164,8 @@ def card_page(folder: Path) -> str:
         card = None
     if not isinstance(card, dict):
         return page.whole(page.note("There is no data card for this round that can be read."))
-    costs = card.get("costs") if isinstance(card.get("costs"), dict) else {}
+    given = card.get("costs")
+    costs: dict[str, Any] = given if isinstance(given, dict) else {}
     money = costs.get("money") if isinstance(costs.get("money"), int | float) else None
     parts = [
         page.facts(

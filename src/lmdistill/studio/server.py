@@ -117,7 +117,7 @@ def launch(
     with closing(_listening(port)) as listener:
         number = listener.getsockname()[1]
         app: Starlette = application(runs)
-        config = uvicorn.Config(Guard(app, number), log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(Guard(app, number), log_level="critical", lifespan="on", timeout_graceful_shutdown=1)
         address = f"http://{HOST}:{number}/"
         told(address)
         if open_browser:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from lmdistill.errors import LmdistillError
-from lmdistill.studio import chat, compare, heat, page, scripts
+from lmdistill.studio import chat, compare, page, scripts
 from lmdistill.studio.data import PAGE, Rows, Wanted, card_page, chosen, rounds_of, rows_page, values_of
+from lmdistill.studio.heat import heat_of
+from lmdistill.studio.heat_view import NAMES, heat_page
 from lmdistill.studio.runs import run_page, runs_table, states
 from lmdistill.studio.shelf import teacher_label
 from lmdistill.studio.signals import signals_page, stores_of
@@ -35,9 +38,12 @@ class Opened:
     outputs: Sequence[Any]
 
 
-def connect(opened: Opened, tab: gr.Tab, blocks: gr.Blocks) -> None:
-    """Do a tab's first work when the page is loaded and when the tab is opened."""
-    for event in (blocks.load, tab.select):
+def connect(opened: Opened, tab: gr.Tab, blocks: gr.Blocks, first: bool) -> None:
+    """Do a tab's first work when it is opened: that of the first one when the page is loaded.
+
+    Not that of all then: its answer could come after somebody's choice in an opened tab, and undo it.
+    """
+    for event in (blocks.load, tab.select) if first else (tab.select,):
         event(opened.work, list(opened.inputs), list(opened.outputs), **_QUIET)
 
 
@@ -167,6 +173,7 @@ def chat_tab(studio: Studio) -> Opened:
         if not prompt.strip() or one not in models or two not in models:
             yield *drawn(said, (one, two)), said, prompt
             return
+        said = _of_these(said, one, two)
         how = chat.ChatSettings(float(heat_), max(1, int(longest or 1)), max(0, int(number or 0)))
         for turn in chat.converse(studio.shelf, [models[one], models[two]], said, prompt, how):
             yield *drawn([*said, turn], (one, two)), [*said, turn], ""
@@ -180,6 +187,10 @@ def chat_tab(studio: Studio) -> Opened:
     def emptied(one: str | None, two: str | None) -> tuple[Any, ...]:
         return *drawn([], (one, two)), []
 
+    def other_models(said: list[chat.Turn], one: str | None, two: str | None) -> tuple[Any, ...]:
+        kept = _of_these(said, one, two)
+        return *drawn(kept, (one, two)), kept
+
     def opened(one: str | None, two: str | None, said: list[chat.Turn]) -> tuple[Any, ...]:
         first, second = _pair(studio, one, two)
         return first, second, *drawn(said, (first["value"], second["value"]))
@@ -187,8 +198,15 @@ def chat_tab(studio: Studio) -> Opened:
     asked = [question, left, right, temperature, tokens, seed, turns]
     sent = gr.on([send.click, question.submit], answer, asked, [*sides, turns, question], **_QUIET, **_MODELS)
     stop.click(stopped, [turns, left, right], [*sides, turns], cancels=[sent], **_QUIET)
-    gr.on([clear.click, left.input, right.input], emptied, [left, right], [*sides, turns], cancels=[sent], **_QUIET)
+    clear.click(emptied, [left, right], [*sides, turns], cancels=[sent], **_QUIET)
+    # Not on `input`, which a list of choices also says when the focus leaves it.
+    gr.on([left.change, right.change], other_models, [turns, left, right], [*sides, turns], **_QUIET)
     return Opened(opened, [left, right, turns], [left, right, *sides])
+
+
+def _of_these(said: list[chat.Turn], one: str | None, two: str | None) -> list[chat.Turn]:
+    """The conversation, as long as it is one with these two models."""
+    return said if said and [answer.model for answer in said[-1].answers] == [one, two] else []
 
 
 def heat_tab(studio: Studio) -> Opened:
@@ -196,9 +214,7 @@ def heat_tab(studio: Studio) -> Opened:
     with gr.Row():
         teacher = gr.Dropdown([], label="Teacher", interactive=True, elem_id="heat-teacher")
         student = gr.Dropdown([], label="Student", interactive=True, elem_id="heat-student")
-        kind = gr.Dropdown(
-            [(title, name) for name, title in heat.NAMES.items()], value="forward_kl", label="Divergence"
-        )
+        kind = gr.Dropdown([(title, name) for name, title in NAMES.items()], value="forward_kl", label="Divergence")
     text = gr.Textbox(
         label="Text", lines=4, max_lines=12, info="Its tokens are coloured by the divergence.", elem_id="heat-text"
     )
@@ -211,7 +227,7 @@ def heat_tab(studio: Studio) -> Opened:
         if one not in models or two not in models:
             return page.whole(page.problem("no run here has models that can be loaded; choose a teacher and a student"))
         loaded = [studio.shelf.get(models[label]) for label in (one, two)]
-        return heat.heat_page(heat.heat_of(loaded[0], loaded[1], given, name), one, two)
+        return heat_page(heat_of(loaded[0], loaded[1], given, name), one, two)
 
     colour.click(coloured, [teacher, student, kind, text], result, **{**_QUIET, "show_progress": "minimal"}, **_MODELS)
 
@@ -236,51 +252,42 @@ def data_tab(studio: Studio) -> Opened:
     rows = _block(elem_id="rows")
     with gr.Row():
         back, on = gr.Button("Earlier rows"), gr.Button("Later rows")
-    first = gr.State(0)
+    place = gr.State({})  # the first row that is shown, and of what
 
-    def read(name: str | None, number: str | None, kind: str) -> tuple[Any, Rows]:
+    def read(name: str | None, number: str | None, kind: str) -> tuple[Path | None, Rows]:
         folder = studio.runs().get(name or "")
-        place = rounds_of(folder).get(number or "") if folder is not None else None
-        return place, studio.files.read(place / f"{kind}.jsonl") if place is not None else Rows([], 0, False)
+        where = rounds_of(folder).get(number or "") if folder is not None else None
+        return where, studio.files.read(where / f"{kind}.jsonl") if where is not None else Rows([], 0, False)
 
-    def filled(
-        name: str | None, number: str | None, kind: str, by: str, job: str, said: str, begin: int
-    ) -> tuple[Any, ...]:
-        place, found = read(name, number, kind)
+    def filled(name: str | None, number: str | None, *rest: Any, step: int = 0) -> tuple[Any, ...]:
+        kind, by, job, said, before = rest
+        where, found = read(name, number, kind)
         checks, jobs = values_of(found.rows)
         by, job = by if by in checks else "", job if job in jobs else ""
-        wanted = Wanted(by, job, said or "", begin)
-        drawn = _told(lambda: rows_page(found, wanted))()
-        shown = card_page(place) if place is not None else page.whole(page.note("No run here has generated data."))
-        return _counted(checks, by), _counted(jobs, job), shown, drawn, begin
-
-    def moved(step: int) -> Callable[..., tuple[Any, ...]]:
-        def move(name: str, number: str, kind: str, by: str, job: str, said: str, begin: int) -> tuple[Any, ...]:
-            count = len(chosen(read(name, number, kind)[1].rows, Wanted(by, job, said or "")))
-            there = begin + step * PAGE
-            return filled(name, number, kind, by, job, said, there if 0 <= there < max(count, 1) else begin)
-
-        return move
-
-    def afresh(*values: Any) -> tuple[Any, ...]:
-        return filled(*values[:-1], 0)
+        of = [name, number, kind, by, job, said]
+        at = before["at"] + step * PAGE if before.get("of") == of else 0
+        last = len(chosen(found.rows, Wanted(by, job, said or ""))) - 1
+        at = before["at"] if at < 0 or at > max(last, 0) else at
+        drawn = _told(lambda: rows_page(found, Wanted(by, job, said or "", at)))()
+        shown = card_page(where) if where is not None else page.whole(page.note("No run here has generated data."))
+        return _counted(checks, by), _counted(jobs, job), shown, drawn, {"of": of, "at": at}
 
     def other_run(name: str | None, number: str | None, *rest: Any) -> tuple[Any, ...]:
         folder = studio.runs().get(name or "")
         found = list(rounds_of(folder)) if folder is not None else []
-        chosen_round = number if number in found else next(iter(found), None)
-        return gr.update(choices=found, value=chosen_round), *filled(name, chosen_round, *rest[:-1], 0)
+        kept = number if number in found else next(iter(found), None)
+        return gr.update(choices=found, value=kept), *filled(name, kept, *rest)
 
     def opened(name: str | None, *rest: Any) -> tuple[Any, ...]:
         names = [each for each, folder in studio.runs().items() if rounds_of(folder)]
         choice = _choices(names, name)
         return choice, *other_run(choice["value"], *rest)
 
-    asked, answered = [run, round_, which, check, task, words, first], [check, task, card, rows, first]
+    asked, answered = [run, round_, which, check, task, words, place], [check, task, card, rows, place]
     run.input(other_run, asked, [round_, *answered], **_QUIET)
-    gr.on([round_.input, which.input, check.input, task.input, words.change], afresh, asked, answered, **_QUIET)
-    back.click(moved(-1), asked, answered, **_QUIET)
-    on.click(moved(1), asked, answered, **_QUIET)
+    gr.on([round_.input, which.input, check.input, task.input, words.change], filled, asked, answered, **_QUIET)
+    back.click(partial(filled, step=-1), asked, answered, **_QUIET)
+    on.click(partial(filled, step=1), asked, answered, **_QUIET)
     return Opened(opened, asked, [run, round_, *answered])
 
 
