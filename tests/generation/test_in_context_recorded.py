@@ -6,10 +6,18 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from recorded import make
 
 from lmdistill.stages.generate import document_of
 from small import RECORDINGS
+
+
+@pytest.fixture(autouse=True)
+def _recorded(request: pytest.FixtureRequest) -> None:
+    name = request.node.name.removeprefix("test_")
+    if not (RECORDINGS / f"{name}.jsonl").is_file():
+        pytest.skip(f"not recorded yet: python tools/record_answers.py {name}")
 
 
 def test_context_distillation_text(tmp_path: Path) -> None:
