@@ -23,6 +23,7 @@ LAYERS = [
     ["training", "evaluation", "report"],
     ["tasks"],
     ["doctor", "methods", "template"],
+    ["export"],
     ["stages"],
     ["console", "pipeline", "display", "arguments"],
     ["planning"],

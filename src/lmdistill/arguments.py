@@ -9,7 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from lmdistill.errors import RecipeError
 from lmdistill.recipe import (
+    QUANTIZATIONS,
     EvaluationSpec,
+    ExportSpec,
     FieldNames,
     ModelSpec,
     SourceSpec,
@@ -55,6 +57,16 @@ def sources(words: Sequence[str], text_column: str = "text") -> dict[str, Source
             raise RecipeError(f"--data {word!r}: two texts are called {name!r}; name them as in --data other={path}")
         found[name] = SourceSpec(path=path, fields=FieldNames(text=text_column))
     return found
+
+
+def export_spec(form: str, quantization: str | None, max_tokens: int) -> ExportSpec:
+    """An export as it is named on the command line. Raises RecipeError for one that is not known."""
+    if form not in QUANTIZATIONS:
+        raise RecipeError(f"--format {form!r} is not known; choose one of {', '.join(QUANTIZATIONS)}")
+    if quantization is not None and quantization not in QUANTIZATIONS[form]:
+        known = ", ".join(QUANTIZATIONS[form])
+        raise RecipeError(f"--quantization {quantization!r}: {form} cannot hold it; it can hold {known}")
+    return ExportSpec.model_validate({"format": form, "quantization": quantization, "max_tokens": max_tokens})
 
 
 def evaluation_spec(overrides: Sequence[str], suites: Sequence[str] = (), limit: int | None = None) -> EvaluationSpec:

@@ -786,6 +786,61 @@ def studio(
 
 @app.command(epilog=EPILOG)
 @_answering()
+def export(
+    student: Annotated[Path, typer.Argument(metavar="RUN_OR_STUDENT", help="A run's folder, or a student's.")],
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help="safetensors, gguf or int8.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="The file (gguf) or folder; else in exports/ of the run."),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="gguf: q8_0, f16, bf16, f32, q4_0, ...; safetensors: bf16, f16, f32."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="[NAME=]PATH", help="Held-out text in place of the run's own. Repeatable."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="With --data: compare with this teacher too.")
+    ] = None,
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the text in the data.")] = "text",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of each text to compare on.")] = 2048,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens a second.")] = True,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a student for other programs, and measure again what it kept.
+
+    Merged safetensors, GGUF for llama.cpp, or weights of 8 bits for processors. Agreement and divergence against the
+    student and its teacher, size and speed go to export.json and into the card.
+    """
+    progress = make_console_progress(quiet, as_json)
+    with progress.stage("start", str(student)):
+        from lmdistill.arguments import export_spec, model_spec, sources
+        from lmdistill.export import export_from_run, export_student, find_student
+        from lmdistill.export.make import results_file
+        from lmdistill.export.run import yardstick_of_data
+
+        spec = export_spec(format, quantization, max_tokens)
+        source = find_student(student)
+    if source.run is not None and not data:
+        record = export_from_run(source, spec, output=output, speed=speed, progress=progress)
+    else:
+        named = model_spec(teacher) if teacher is not None else None
+        by = yardstick_of_data(source, sources(data or [], text), named, spec, progress=progress)
+        record = export_student(source, spec, output=output, by=by, speed=speed, progress=progress)
+    if as_json:
+        _answer(**record.model_dump(mode="json"), results=results_file(source))
+    else:
+        from lmdistill import display
+
+        display.show(display.export_page(record, results_file(source)))
+
+
+@app.command(epilog=EPILOG)
+@_answering()
 def version(as_json: Json = False, debug: Debug = False) -> None:
     """Show versions."""
     import platform

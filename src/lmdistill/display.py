@@ -19,6 +19,7 @@ from lmdistill.yamltext import write_yaml
 if TYPE_CHECKING:
     from lmdistill.doctor import Diagnosis
     from lmdistill.evaluation import Evaluation
+    from lmdistill.evaluation.export_results import ExportRecord
     from lmdistill.evaluation.results import Interval, ModelScores
     from lmdistill.evaluation.suite_results import SuiteResult, SuiteSet
 
@@ -305,3 +306,34 @@ def _note(text: str) -> RenderableType:
 
 def _table(**options: Any) -> Table:
     return Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0), **options)
+
+
+def export_page(record: ExportRecord, results: object) -> RenderableType:
+    """An export: where it lies, its size, and what it kept."""
+    rows: dict[str, Any] = {
+        "export": record.path,
+        "bytes": f"{size(record.bytes)} (the student {size(record.student_bytes)})",
+    }
+    for name, text in record.texts.items():
+        agreement, kl = text.student.agreement, text.student.forward_kl
+        rows[f"{name}: agreement with the student"] = (
+            f"{agreement.value:.4f} ({agreement.low:.4f} to {agreement.high:.4f})"
+        )
+        rows[f"{name}: KL(student‖export)"] = f"{kl.value:.5f} ({kl.low:.5f} to {kl.high:.5f})"
+        if text.teacher is not None and text.student_to_teacher is not None:
+            before, after = text.student_to_teacher.forward_kl.value, text.teacher.forward_kl.value
+            rows[f"{name}: teacher"] = f"KL(teacher‖export) {after:.4f}, of the student before {before:.4f}"
+    if not record.texts:
+        rows["fidelity"] = "not measured: name held-out text with --data"
+    if record.tokens_per_second is not None:
+        beside = record.student_tokens_per_second
+        rows["tokens/s"] = f"{record.tokens_per_second:.1f}, {record.speed_by}"
+        rows["tokens/s"] += f"; the student {beside:.1f}" if beside is not None else ""
+    if (check := record.llamacpp) is not None:
+        rows["llama.cpp"] = (
+            f"{check.tokens_equal} of {check.tokens} greedy tokens are transformers' too, log-probabilities within "
+            f"{check.max_difference:.4f}; {check.probes_equal} of {check.probes} texts cut alike"
+        )
+    for note in record.notes:
+        rows["note"] = note
+    return facts({**rows, "results": results})

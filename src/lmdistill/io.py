@@ -153,6 +153,24 @@ def write_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def write_file(path: Path, size: int = 0) -> Iterator[Path]:
+    """Let somebody else's writer fill a file under a temporary name; it takes its place when the block ends well.
+
+    `size` is what will be written, for the message where the disk is full. Raises StorageError.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    with _storage(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync_file(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
 def seal_folder(folder: Path) -> None:
     """Flush and hash every file of a folder, then write its manifest, last."""
     files = {}

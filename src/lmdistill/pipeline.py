@@ -1,6 +1,6 @@
 """Carry a recipe out, stage by stage.
 
-    recipe -> doctor -> data -> student -> training -> baselines -> evaluation -> report
+    recipe -> doctor -> data -> student -> training -> baselines -> evaluation -> exports -> report
 
 Each stage writes into the run's folder, is skipped when its inputs are unchanged, and resumes where it was stopped.
 """
@@ -25,6 +25,7 @@ from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
 from lmdistill.evaluation.speakers import LocalSpeaker
 from lmdistill.evaluation.suites import Bench, check_suites, run_suites
 from lmdistill.evaluation.suites.judge import opened_judge
+from lmdistill.export import write_card
 from lmdistill.io import RunLock, write_json, write_text
 from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
@@ -40,12 +41,14 @@ from lmdistill.recipe import (
     dump_recipe,
     recipe_stages,
 )
-from lmdistill.report import student_card, summary_sentence, write_report
+from lmdistill.report import summary_sentence, write_report
 from lmdistill.run_folder import RunFolder
 from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context
 from lmdistill.stages.dry_run import DryRun, estimate_data
-from lmdistill.stages.generate import SEEDS, generated_documents, make_data, round_of, seeds_with_answers
+from lmdistill.stages.export import export_all
+from lmdistill.stages.generate import make_data, round_of
+from lmdistill.stages.generated import SEEDS, generated_documents, seeds_with_answers
 from lmdistill.stages.jobs import Job
 from lmdistill.stages.label import label_dataset
 from lmdistill.stages.prepare import (
@@ -109,6 +112,8 @@ def run_recipe(recipe: Recipe, *, progress: Progress | None = None) -> RunResult
         trained = _train(context, work, student, "student", work.stages)
         results: dict[Role, Trained] = {"student": trained, **_baselines(context, work, student, trained)}
         _evaluate(context, work, student, results)
+        for name, was_there in export_all(context).items():
+            _log(work, name, was_there)
         return _write_up(context, work, sum(trained.steps))
 
 
@@ -378,7 +383,7 @@ def _reported(context: Context, order: list[str], skipped: set[str], steps: int)
     context.write_accounting(order, skipped)
     with context.progress.stage("report"):
         report = write_report(context.folder.path)
-        write_text(context.folder.file("student") / "README.md", student_card(context.folder.path))
+        write_card(context.folder.path)
     return RunResult(
         folder=context.folder.path, report=report, summary=summary_sentence(context.folder.path), steps=steps
     )

@@ -10,7 +10,7 @@ from lmdistill.accounting.records import Accounting, ApiCost, Energy, Part, Stag
 from lmdistill.recipe import AccountingSpec
 
 _TEACHERS = ("generate-", "label-", "select-", "teacher-")
-_COMPARISONS = ("sft-", "suite-")
+_COMPARISONS = ("sft-", "suite-", "export-")
 
 
 def role_of(stage: str) -> Part:

@@ -21,6 +21,7 @@ from lmdistill.recipe.base import (
 )
 from lmdistill.recipe.data import DataSpec, DifferenceSpec, FieldNames, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec, ResponsesSpec, SpeedSpec
+from lmdistill.recipe.export import QUANTIZATIONS, ExportSpec
 from lmdistill.recipe.generation import AskSpec, DataGenerationSpec, MakerName, SeedSpec
 from lmdistill.recipe.generation_demonstrations import DemonstrationSpec, InContextSpec, RankerSpec
 from lmdistill.recipe.generation_filters import FilterSpec
@@ -105,6 +106,7 @@ from lmdistill.recipe.whole import BudgetSpec, MachineSpec, Recipe, StageSpec, m
 __all__ = [
     "DIVERGENCE_PARAMETERS",
     "HINT_PARAMETERS",
+    "QUANTIZATIONS",
     "AccountingSpec",
     "AdversarialSpec",
     "AnswerSpec",
@@ -116,8 +118,8 @@ __all__ = [
     "AskSpec",
     "BudgetSpec",
     "CalibrationSpec",
-    "ContrastSpec",
     "ConsistencyTerm",
+    "ContrastSpec",
     "ContrastiveSpec",
     "Count",
     "CrossEntropyTerm",
@@ -133,6 +135,7 @@ __all__ = [
     "EntitiesSpec",
     "EvaluationSpec",
     "EvolveSpec",
+    "ExportSpec",
     "FidelitySpec",
     "FieldNames",
     "FilterSpec",

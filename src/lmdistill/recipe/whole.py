@@ -14,6 +14,7 @@ from lmdistill.recipe.api import ApiSpec
 from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
 from lmdistill.recipe.data import DataSpec, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec
+from lmdistill.recipe.export import ExportSpec
 from lmdistill.recipe.generation import DataGenerationSpec
 from lmdistill.recipe.hints import PruneWhileSpec, UnfreezeSpec, check_hints
 from lmdistill.recipe.models import ModelSpec
@@ -27,7 +28,7 @@ from lmdistill.recipe.trajectories import TrajectoriesSpec
 
 # What the pipeline calls its own stages and records in a run folder.
 _OWN_STAGES = re.compile(
-    r"(doctor|student|teacher|evaluate|report|none|sft)|(data|generate|save|label|select|teacher|none|sft)-.*"
+    r"(doctor|student|teacher|evaluate|report|none|sft)|(data|generate|save|label|select|teacher|none|sft|export)-.*"
 )
 
 
@@ -148,6 +149,8 @@ class Recipe(Section):
     """Data that the teacher behind `api` writes before training."""
     accounting: AccountingSpec = Field(default_factory=AccountingSpec)
     """What the accounting cannot measure and is told."""
+    export: list[ExportSpec] = Field(default_factory=list)
+    """What is exported of the student at the end, as in `[gguf, int8]`, and measured again."""
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +169,15 @@ class Recipe(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have one name among {names}; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _exports(self) -> Recipe:
+        names = [spec.name for spec in self.export]
+        if len(set(names)) < len(names):
+            raise ValueError(f"export names one thing twice among {names}; keep one of each")
+        if names and self.task is not None:
+            raise ValueError("export is for students that write text; one with a task loads with transformers as it is")
         return self
 
     @model_validator(mode="after")

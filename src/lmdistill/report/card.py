@@ -35,7 +35,7 @@ class Origin:
 
 
 def student_card(folder: Path, origin: Origin | None = None) -> str:
-    """README.md of the student folder, for people and for the Hugging Face hub; whatever models and data say is escaped."""
+    """README.md of the student folder, for people and for the hub; whatever models and data say is escaped."""
     run = read_run(folder)
     found = yaml.safe_load(run.recipe or "")
     recipe: dict[str, Any] = found if isinstance(found, dict) else {}
@@ -69,7 +69,9 @@ def _method(recipe: Mapping[str, Any], origin: Origin | None) -> list[str]:
         lines += [f"Published as “{plain(origin.paper)}”, {plain(origin.citation)}: <{origin.link}>."]
     else:
         divergence = (recipe.get("objective") or {}).get("divergence") or {}
-        lines += [f"No published method as it stands: {plain(recipe.get('method') or divergence.get('kind', 'unknown'))}."]
+        lines += [
+            f"No published method as it stands: {plain(recipe.get('method') or divergence.get('kind', 'unknown'))}."
+        ]
     return [*lines, "", "All settings are in recipe.yaml of the run.", ""]
 
 
@@ -86,14 +88,14 @@ def _data(run: RunData, recipe: Mapping[str, Any]) -> list[str]:
     for name, overlap in (found.get("contamination") or {}).items():
         if isinstance(overlap, Mapping) and "exact" in overlap:
             lines.append(
-                f"- Of {overlap.get('heldout_documents', 0):,} held-out documents of {plain(name)}, {overlap['exact']:,} "
-                f"stand in the training text word for word and {overlap.get('overlapping', 0):,} share a run of "
-                f"{overlap.get('ngram', '?')} words with it."
+                f"- Of {overlap.get('heldout_documents', 0):,} held-out documents of {plain(name)}, "
+                f"{overlap['exact']:,} stand in the training text word for word and {overlap.get('overlapping', 0):,} "
+                f"share a run of {overlap.get('ngram', '?')} words with it."
             )
     for number, card in run.generated:
         lines.append(
-            f"- Round {number}: the teacher wrote {card.accepted:,} rows that are trained on; {card.dropped:,} were left "
-            f"out, {card.contaminated:,} of them because they occur in an evaluation set."
+            f"- Round {number}: the teacher wrote {card.accepted:,} rows that are trained on; {card.dropped:,} were "
+            f"left out, {card.contaminated:,} of them because they occur in an evaluation set."
         )
     return [*lines, ""]
 
@@ -115,8 +117,13 @@ def _results(run: RunData, text: str) -> list[str]:
 def _differences(run: RunData) -> list[str]:
     """The student minus its baselines."""
     rows = [
-        [LABELS[found.other], plain(found.text), plain(found.metric.replace("_", " ")), _cell(found.difference, 3)]
-        + [{"student": "better", "other": "worse"}.get(found.better, "undecided")]
+        [
+            LABELS[found.other],
+            plain(found.text),
+            plain(found.metric.replace("_", " ")),
+            _cell(found.difference, 3),
+            {"student": "better", "other": "worse"}.get(found.better, "undecided"),
+        ]
         for found in (run.evaluation.comparisons if run.evaluation else ())
         if found.other in ("none", "sft") and found.metric in ("agreement", "forward_kl", "log_perplexity")
     ]

@@ -17,6 +17,8 @@ from lmdistill.evaluation.results import Interval, TokenHeat
 from lmdistill.io import write_text
 from lmdistill.report import costs as cost_rows
 from lmdistill.report.charts import LABELS, PLACEHOLDERS, all_charts
+from lmdistill.report.exports import HEAD as EXPORT_HEAD
+from lmdistill.report.exports import export_notes, export_rows
 from lmdistill.report.foresight import planned_against
 from lmdistill.report.responses import answered_texts, response_table
 from lmdistill.report.responses import shown as shown_interval
@@ -87,6 +89,9 @@ def page_of(run: RunData) -> str:
         plotly=Markup(get_plotlyjs()) if charts else "",
         style=_style(),
         costs=_costs(run),
+        export_head=EXPORT_HEAD,
+        export_rows=export_rows(run),
+        export_notes=export_notes(run),
         generated=run.generated,
         totals=cost_rows.totals(run.accounting),
         cost_facts=cost_rows.facts(run.accounting),

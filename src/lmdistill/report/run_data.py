@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lmdistill.errors import CorruptFile, DataError
+from lmdistill.evaluation.export_results import ExportRecord
 from lmdistill.evaluation.results import Comparison, Evaluation, ModelScores, Role
 from lmdistill.generation.data_card import DataCard
 from lmdistill.io import read_json
@@ -30,6 +31,8 @@ class RunData:
     events: list[dict[str, Any]] = field(default_factory=list)
     generated: list[tuple[int, DataCard]] = field(default_factory=list)
     """What the run's teacher wrote, by round."""
+    exports: list[ExportRecord] = field(default_factory=list)
+    """What was exported of the student, and what that kept."""
 
     @property
     def name(self) -> str:
@@ -70,6 +73,7 @@ def read_run(folder: Path) -> RunData:
         accounting=_json(folder / "accounting.json"),
         events=RunFolder(folder).events(),
         generated=_cards(folder / "generated"),
+        exports=_exports(folder / "export.json"),
     )
 
 
@@ -79,6 +83,13 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, CorruptFile):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _exports(path: Path) -> list[ExportRecord]:
+    """The exports; none where the file is absent or cannot be read."""
+    with suppress(ValidationError, TypeError, KeyError):
+        return [ExportRecord.model_validate(found) for found in (_json(path) or {"exports": []})["exports"]]
+    return []
 
 
 def _cards(folder: Path) -> list[tuple[int, DataCard]]:

@@ -118,5 +118,5 @@ def _training_minutes(run: RunData) -> float:
     """Minutes of the student's own stages of training."""
     if run.accounting is None:
         return 0.0
-    other = ("student", "evaluate", "sft", "generate-", "suite-", "label-", "select-", "sft-")
+    other = ("student", "evaluate", "sft", "generate-", "suite-", "label-", "select-", "sft-", "export-")
     return sum(float(s["seconds"]) for s in run.accounting["stages"] if not s["name"].startswith(other)) / 60
