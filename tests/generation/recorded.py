@@ -13,7 +13,7 @@ from lmdistill.generation.makers import MAKERS
 from lmdistill.generation.types import Drop, Example, Seed
 from lmdistill.progress import Progress
 from lmdistill.recipe import Recipe, load_recipe
-from lmdistill.stages.generate import read_seeds
+from lmdistill.stages.seeds import read_seeds
 from lmdistill.teachers import ApiTeacher
 from small import RECORDINGS, ROOT, small_overrides
 

@@ -17,7 +17,7 @@ from recorded import Made, make
 from lmdistill.errors import RecipeError
 from lmdistill.generation.rationales import likeness, without_answer
 from lmdistill.generation.types import Example
-from lmdistill.stages.generate import document_of
+from lmdistill.stages.generated import document_of
 from small import ROOT
 
 

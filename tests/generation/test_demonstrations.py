@@ -25,8 +25,9 @@ from lmdistill.progress import Progress
 from lmdistill.recipe import DataGenerationSpec, DataSpec, DemonstrationSpec, ModelSpec, load_recipe
 from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
-from lmdistill.stages.generate import document_of, read_seeds
+from lmdistill.stages.generated import document_of
 from lmdistill.stages.prepare import encode
+from lmdistill.stages.seeds import read_seeds
 from lmdistill.teachers.api_types import Answer, Request
 from lmdistill.training.callbacks import stop_flag
 

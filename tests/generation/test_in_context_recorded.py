@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from recorded import make
 
-from lmdistill.stages.generate import document_of
+from lmdistill.stages.generated import document_of
 from small import RECORDINGS
 
 

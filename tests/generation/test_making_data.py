@@ -24,7 +24,8 @@ from lmdistill.recipe import SourceSpec, dump_recipe, recipe_stages, resolve_rec
 from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
 from lmdistill.stages.dry_run import estimate_data
-from lmdistill.stages.generate import generated_documents, make_data, read_examples
+from lmdistill.stages.generate import make_data
+from lmdistill.stages.generated import generated_documents, read_examples
 from lmdistill.teachers.ledger import reading
 from lmdistill.training.callbacks import StopFlag
 

@@ -14,7 +14,7 @@ from lmdistill.errors import BudgetSpent
 from lmdistill.pipeline import run_recipe
 from lmdistill.recipe import Recipe, resolve_recipe
 from lmdistill.run_folder import RunFolder
-from lmdistill.stages.generate import read_examples
+from lmdistill.stages.generated import read_examples
 
 
 class Referee(EchoServer):

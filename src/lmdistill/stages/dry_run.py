@@ -13,7 +13,8 @@ from lmdistill.errors import RecipeError
 from lmdistill.generation.desk import Desk
 from lmdistill.generation.makers import ASKS_THE_STUDENT, MAKERS
 from lmdistill.stages.context import Context
-from lmdistill.stages.generate import earlier_examples, read_seeds
+from lmdistill.stages.generated import earlier_examples
+from lmdistill.stages.seeds import read_seeds
 from lmdistill.teachers import ApiTeacher
 from lmdistill.teachers.api_estimate import Estimate
 from lmdistill.teachers.api_types import Answer, Request
