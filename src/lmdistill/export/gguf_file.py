@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmdistill.errors import MissingExtra, ModelError
 from lmdistill.export.architectures import (
@@ -25,9 +24,9 @@ from lmdistill.export.architectures import (
     rope_factors,
     tensor_names,
 )
+from lmdistill.export.empty import empty_model
 from lmdistill.export.vocabulary import add_vocabulary
 from lmdistill.io import write_file
-from lmdistill.models import quiet_transformers
 
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -97,8 +96,7 @@ def read_gguf(path: Path, config: Any) -> PreTrainedModel:
     import gguf
 
     architecture = architecture_of(config)
-    with no_init_weights(), quiet_transformers():
-        model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    model = empty_model(config, torch.float32)
     name_of = tensor_names(architecture, config.num_hidden_layers)
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     with torch.no_grad():
@@ -108,7 +106,6 @@ def read_gguf(path: Path, config: Any) -> PreTrainedModel:
                 raise ModelError(f"{path}: no tensor {name_of(parameter)!r}")
             values = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32))
             target.copy_(out_of_order(parameter, values.reshape(target.shape), config, architecture))
-    model.tie_weights()
     return model.eval()
 
 

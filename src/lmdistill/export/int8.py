@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from lmdistill.errors import ModelError
+from lmdistill.export.empty import empty_model
 from lmdistill.io import read_json, write_folder, write_json
 from lmdistill.models import errors_of_the_disk, load_config, quiet_transformers
 from lmdistill.recipe import ModelSpec
@@ -126,8 +126,7 @@ def load_int8(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> PreT
     if not isinstance(description, dict) or description.get("version") != VERSION:
         raise ModelError(f"{folder / DESCRIPTION}: not of version {VERSION}; export it anew with this lmdistill")
     config = load_config(ModelSpec(model=str(folder / CONFIGURATION)))
-    with no_init_weights(), quiet_transformers():
-        model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=dtype))
+    model = empty_model(config, dtype)
     try:
         _fill(model, load_file(folder / WEIGHTS), description["matrices"], dtype)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:

@@ -67,7 +67,7 @@ def check_with_llamacpp(
     refuses the file.
     """
     context = min(512, int(getattr(model.config, "max_position_embeddings", 512)))
-    with serve_llamacpp(str(file), LlamaCppSpec(context=context, parallel=1, threads=threads)) as server:
+    with serve_llamacpp(str(file), LlamaCppSpec(context=max(64, context), parallel=1, threads=threads)) as server:
         equal = sum(_tokenized(server, probe) == _own(tokenizer, probe) for probe in PROBES)
         spoken = [
             _continued(server, [int(n) for n in prompt][: context - new_tokens], new_tokens) for prompt in prompts
