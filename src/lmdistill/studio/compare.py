@@ -75,11 +75,13 @@ def comparison(found: Mapping[str, Judged], key: str | None, live: Mapping[str, 
     if missing:
         parts.append(page.note(f"No evaluation yet that can be read: {', '.join(missing)}"))
     chosen = measures.get(key or "") or next(iter(measures.values()), None)
-    if chosen is not None:
-        parts += [_chart(found, chosen), _legend(chosen)]
     overlay = loss_overlay(live)
+    drawn = [*([_chart(found, chosen)] if chosen is not None else []), *([overlay] if overlay is not None else [])]
+    parts.append(Markup('<div class="grid">{}</div>').format(Markup("").join(drawn)))
+    if chosen is not None:
+        parts.append(_legend(chosen))
     if overlay is not None:
-        parts.append(overlay)
+        parts.append(page.note("Losses of different objectives are on different scales."))
     if measures:
         parts += [page.heading("All measures of the students"), _table(found, measures)]
     return page.whole(*parts)
