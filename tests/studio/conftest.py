@@ -19,5 +19,5 @@ def runs(tiny_llama_folder: Path, text_file: Path, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("studio") / "runs"
     for name, recipe in (("offline", RECIPES / "offline_top_k.yaml"), ("written", RECIPES / "llama_gpt4.yaml")):
         overrides = small_overrides(recipe, tiny_llama_folder, text_file)
-        run_recipe(load_recipe(recipe, [*overrides, f"runs={folder}", f"name={name}"]))
+        run_recipe(load_recipe(recipe, [*overrides, "training.logging_steps=1", f"runs={folder}", f"name={name}"]))
     return folder

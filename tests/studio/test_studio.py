@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +191,7 @@ def test_what_became_of_a_run_is_told(tmp_path: Path, lines: list[str], expected
 def test_a_recipe_that_cannot_be_read_hides_no_run(tmp_path: Path, content: str) -> None:
     folder = begun(tmp_path / "run", step(1))
     (folder / "recipe.yaml").write_text(content, encoding="utf-8")
-    write_text(folder / "evaluation.json", '{"models": ')
+    write_text(folder / "evaluation.json", '{"models": 1}')
     assert standing.recipe_of(folder) == {}
     assert [run.step for run in runs_states(tmp_path)] == [1]
     assert choices_of({"run": folder}) == {}
@@ -253,9 +256,12 @@ def teachers(choices: dict[str, Choice]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pair(runs: Path) -> tuple[Shelf, Choice, Choice]:
+def pair(runs: Path) -> Iterator[tuple[Shelf, Choice, Choice]]:
+    """A shelf, a teacher and a student, in float32: in bfloat16 many of 49,000 random logits are equal."""
     choices = choices_of(runs_found(runs))
-    return Shelf(), choices[teachers(choices)[0]], choices["offline · student"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmdistill.studio.shelf.fastest_dtype", lambda device: torch.float32)
+        yield Shelf(), choices[teachers(choices)[0]], choices["offline · student"]
 
 
 def test_an_answer_is_what_generate_writes_and_equal_models_answer_alike(pair: tuple[Shelf, Choice, Choice]) -> None:
@@ -337,10 +343,11 @@ def test_every_divergence_of_a_heat_map_is_that_of_its_formula(pair: tuple[Shelf
     assert len(heat.tokens) == ids.shape[1] > 65
     assert "".join(token.token for token in heat.tokens) == text
     found = torch.tensor([token.value for token in heat.tokens[1:]], dtype=torch.float64)
-    torch.testing.assert_close(found, by_definition(name, logs[1], logs[0]), rtol=2e-3, atol=2e-5)
+    torch.testing.assert_close(found, by_definition(name, logs[1], logs[0]), rtol=2e-3, atol=1e-4)
+    assert found.max() > 1e-3
     token = heat.tokens[5]
     best = logs[0][4].exp().topk(5)
-    assert [round(share, 5) for _, share in token.teacher_top] == [round(float(p), 5) for p in best.values]
+    assert [share for _, share in token.teacher_top] == pytest.approx(best.values.tolist(), abs=1e-5)
     assert token.student_logprob == pytest.approx(float(logs[1][4, ids[0, 5]]), abs=1e-4)
 
 
@@ -357,32 +364,20 @@ def test_models_that_cut_text_otherwise_are_refused(
         heat_of(shelf.get(student), shelf.get(student), "a", "forward_kl")
 
 
-def test_a_trimmed_vocabulary_is_compared_on_what_was_kept(pair: tuple[Shelf, Choice, Choice], tmp_path: Path) -> None:
-    """A student whose ids are the teacher's in another order, as after trimming: the divergence from itself is 0."""
-    from dataclasses import replace
-
+def test_a_trimmed_vocabulary_is_compared_on_what_was_kept(
+    pair: tuple[Shelf, Choice, Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the map of ids, a model is no distance from itself; through a wrong map it is."""
     shelf, teacher, _ = pair
     whole = shelf.get(teacher)
-    small = replace(whole, label="small", kept_ids=torch.arange(len(whole.tokenizer)))
-    small = replace(small, tokenizer=Renamed(whole.tokenizer))  # type: ignore[arg-type]
-    heat = heat_of(whole, small, "Some text of a few tokens", "forward_kl")
-    assert max(token.value for token in heat.tokens[1:]) < 1e-6
-
-
-class Renamed:
-    """A tokenizer whose vocabulary has other names, so that the map of ids is what is used."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def get_vocab(self) -> dict[str, int]:
-        return {f"{token}!": number for token, number in self._inner.get_vocab().items()}
+    other: Any = copy.deepcopy(whole.tokenizer)
+    monkeypatch.setattr(other, "get_vocab", lambda: {**whole.tokenizer.get_vocab(), "one more": 10**6})
+    kept = torch.arange(len(whole.tokenizer))
+    text = "Some text of a few tokens"
+    same = heat_of(whole, replace(whole, tokenizer=other, kept_ids=kept), text, "forward_kl")
+    assert max(token.value for token in same.tokens[1:]) < 1e-6
+    moved = heat_of(whole, replace(whole, tokenizer=other, kept_ids=kept.roll(1)), text, "forward_kl")
+    assert min(token.value for token in moved.tokens[1:]) > 1e-4
 
 
 def test_a_heat_map_of_hostile_tokens_shows_them(pair: tuple[Shelf, Choice, Choice]) -> None:

@@ -89,7 +89,7 @@ class LiveRun:
                 self.curves, self.stages, self.warnings = [], [], []
             for event in events:
                 kind = event.get("kind")
-                if kind in _CURVES:
+                if kind in _CURVES and isinstance(event.get("step"), int):
                     self.curves.append(event)
                 elif kind in _STAGES:
                     self.stages.append(event)
