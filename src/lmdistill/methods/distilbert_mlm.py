@@ -16,7 +16,7 @@ METHOD = Method(
     ),
     formula="L = 5 tau² KL(p_tau ‖ q_tau) + 2 CE(masked tokens, q) + 1 (1 - cos(h_p, h_q)),   tau = 2",
     fragment={
-        "task": {"kind": "masked_lm", "label": None},
+        "task": {"kind": "masked_lm"},
         "student": {"start": "teacher", "depth": {"importance": "uniform"}},
         "objective": {
             "divergence": {"kind": "forward_kl", "weight": 5.0, "temperature": 2.0, "temperature_squared": True},

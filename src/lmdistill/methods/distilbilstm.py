@@ -16,7 +16,7 @@ METHOD = Method(
     fragment={
         "task": {
             "kind": "sequence_classification",
-            "bilstm": {"embedding": None, "hidden": 150, "projection": 200},
+            "bilstm": {"hidden": 150, "projection": 200},
             "logits": {"kind": "logits_mse", "over_classes": False},
         },
         "objective": {"divergence": {"kind": "forward_kl", "weight": 1.0}, "cross_entropy": {"weight": 0.0}},
