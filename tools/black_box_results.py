@@ -89,7 +89,8 @@ def changes_of(name: str, recipe: Recipe) -> list[str]:
         f"generation.seeds.{place}.limit={min(SEEDS, source.limit or SEEDS)}"
         for place, source in enumerate(recipe.generation.seeds)
     ]
-    return [*SMALLER, *seeds, *weights(recipe), f"runs={RUNS}", f"name={name}"]
+    smaller = [change for change in SMALLER if recipe.api is not None or not change.startswith("api.")]
+    return [*smaller, *seeds, *weights(recipe), f"runs={RUNS}", f"name={name}"]
 
 
 def weights(recipe: Recipe) -> list[str]:
