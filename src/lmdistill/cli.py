@@ -673,7 +673,9 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells with what is planned for each, and run none.")
     ] = False,
-    write_only: Annotated[bool, typer.Option("--write-only", help="Run none; write the pages and tables again.")] = False,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Run none; write the pages and tables again.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,

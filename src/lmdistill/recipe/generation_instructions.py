@@ -8,6 +8,9 @@ from pydantic import Field
 
 from lmdistill.recipe.base import Count, NonNegative, Section, Share
 
+Evolution = Literal["constraint", "deepen", "concretize", "reasoning", "complicate", "breadth"]
+"""A rewriting of an instruction."""
+
 
 class InstructionsSpec(Section):
     """New instructions, written after the example of the seeds (`self_instruct`, `alpaca`, `topics`)."""
@@ -15,7 +18,7 @@ class InstructionsSpec(Section):
     wanted: Count = 100
     """New instructions to keep; making ends there, or after `requests` questions to the teacher."""
     requests: Count = 100
-    """Most requests for new instructions; each further step of a method (classification, input, answer) is beside it."""
+    """Most requests for new instructions; each further step of a method (classification, input, answer) is extra."""
     wave: Count = 8
     """Requests that are asked together; what they bring joins the pool before the next wave."""
     human_examples: Count = 6
@@ -43,8 +46,8 @@ class EvolveSpec(Section):
 
     generations: Count = 2
     """Times that each instruction is rewritten, each time from what the last one left."""
-    operations: list[Literal["constraint", "deepen", "concretize", "reasoning", "complicate", "breadth"]] = Field(
-        default_factory=lambda: ["constraint", "deepen", "concretize", "reasoning", "complicate", "breadth"]
+    operations: list[Evolution] = Field(
+        default=["constraint", "deepen", "concretize", "reasoning", "complicate", "breadth"]
     )
     """Rewritings, one of which is drawn for each instruction and generation."""
     short_refusal_words: Count = 80
@@ -86,5 +89,5 @@ class ReflectSpec(Section):
     """Selective Reflection-Tuning (arXiv 2402.10110): the teacher improves instruction and answer, the student's own
     difficulties decide what is kept."""
 
-    improve: list[Literal["instruction", "response"]] = Field(default_factory=lambda: ["instruction", "response"])
+    improve: list[Literal["instruction", "response"]] = Field(default=["instruction", "response"])
     """What the teacher reflects on, in this order."""

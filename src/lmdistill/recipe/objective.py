@@ -206,9 +206,10 @@ class ObjectiveSpec(Section):
     def _check(self) -> ObjectiveSpec:
         if self.tokens.by == "divergence" and self.divergence.weight == 0:
             raise ValueError("tokens.by: divergence compares with a teacher: give divergence a weight above 0")
-        terms = (self.divergence, self.cross_entropy, self.hidden_cosine, self.policy, self.preference, *self.hints)
-        optional = (self.student_divergence, self.cross_tokenizer)
-        if not any(term is not None and term.weight > 0 for term in (*terms, *optional)):
+        terms = (self.divergence, self.cross_entropy, self.hidden_cosine, self.policy, self.preference)
+        weights = [term.weight for term in terms] + [hint.weight for hint in self.hints]
+        weights += [term.weight for term in (self.student_divergence, self.cross_tokenizer) if term is not None]
+        if not any(weight > 0 for weight in weights):
             raise ValueError(
                 "all terms have weight 0; give divergence, cross_entropy, hidden_cosine or another a weight above 0"
             )

@@ -246,8 +246,7 @@ class TaskSpec(Section):
         if self.kind == "token_classification" and self.text_pair is not None:
             raise ValueError("token_classification labels the words of one text; remove task.text_pair")
         extras = {
-            name: getattr(self, name)
-            for name in ("augment", "mix", "filters", "bilevel", "retrieval", "self_sampled")
+            name: getattr(self, name) for name in ("augment", "mix", "filters", "bilevel", "retrieval", "self_sampled")
         }
         for name, given in extras.items():
             if given is not None and self.kind != "sequence_classification":

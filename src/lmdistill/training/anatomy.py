@@ -57,7 +57,8 @@ class Attention:
             rest = (output.shape[-1] // size - heads) // 2  # key and value heads
             first = {"query": 0, "key": heads, "value": heads + rest}[part]
             found = output.unflatten(-1, (-1, size))[..., first : first + (heads if part == "query" else rest), :]
-        return found.repeat_interleave(heads // found.shape[-2], -2)
+        repeated: Tensor = found.repeat_interleave(heads // found.shape[-2], -2)
+        return repeated
 
     def _head_size(self, width: int) -> int:
         size = _first_number(self.module, ("head_dim", "attention_head_size"))
@@ -101,8 +102,9 @@ def attention_of(block: nn.Module) -> Attention | None:
         if "cross" in name.lower() or "encoder_attn" in name or "cross" in type(module).__name__.lower():
             continue
         for names in _SEPARATE:
-            found = tuple(getattr(module, each, None) for each in names)
-            if all(isinstance(each, nn.Module) for each in found):
+            parts = [getattr(module, each, None) for each in names]
+            found = tuple(each for each in parts if isinstance(each, nn.Module))
+            if len(found) == len(names):
                 return Attention(module, found)
         for each in _FUSED:
             fused = getattr(module, each, None)
@@ -124,12 +126,13 @@ def final_norm(model: nn.Module) -> nn.Module:
             found = getattr(holder, name, None)
             if isinstance(found, nn.Module):
                 return found
-    return blocks[-1]
+    last: nn.Module = blocks[-1]
+    return last
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
     """The module at a path, or the one whose path ends so. Raises ModelError with the nearest paths."""
-    modules = {name: module for name, module in bare(model).named_modules() if name}
+    modules: dict[str, nn.Module] = {name: module for name, module in bare(model).named_modules() if name}
     if path in modules:
         return modules[path]
     ending = [name for name in modules if name.endswith(f".{path}")]

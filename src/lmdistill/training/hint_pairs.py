@@ -14,7 +14,7 @@ from lmdistill.errors import RecipeError
 from lmdistill.objectives.hints import HINTS, Hint
 from lmdistill.recipe import HintSpec
 from lmdistill.training.anatomy import bare, blocks_of
-from lmdistill.training.layer_maps import MapKind, checked_layers, cka_pairs, cka_similarity, mapped_layers
+from lmdistill.training.layer_maps import checked_layers, cka_pairs, cka_similarity, mapped_layers
 from lmdistill.training.projectors import make_projector
 from lmdistill.training.taps import FINAL, Place, Taps
 
@@ -87,7 +87,7 @@ def layer_pairs(
         return list(zip(layers, checked_layers(other, depths[1], "teacher", lowest=lowest), strict=True))
     if spec.map == "cka":
         return list(_searched(layers or [*range(1, depths[0] + 1)], student, teacher, calibration))
-    return list(mapped_layers(cast(MapKind, spec.map), *depths, layers))
+    return list(mapped_layers(spec.map, *depths, layers))
 
 
 def hint_problems(specs: Sequence[HintSpec], student: PreTrainedConfig, teacher: PreTrainedConfig) -> Iterator[str]:
