@@ -12,7 +12,7 @@ import yaml
 from lmdistill.evaluation.results import Interval
 from lmdistill.generation.licences import licence_note
 from lmdistill.report import costs
-from lmdistill.report.card_metadata import metadata, sources_of, started_from, tag_and_class, teacher_of
+from lmdistill.report.card_metadata import metadata, public_name, sources_of, started_from, tag_and_class, teacher_of
 from lmdistill.report.charts import LABELS
 from lmdistill.report.exports import exports_table
 from lmdistill.report.markdown import code, one_line, plain, table
@@ -53,8 +53,8 @@ def student_card(folder: Path, origin: Origin | None = None) -> str:
 
 def _lineage(run: RunData, recipe: Mapping[str, Any]) -> list[str]:
     start = started_from(recipe)
-    lines = ["## Lineage", "", f"- Teacher: {code(teacher_of(recipe))}"]
-    lines += [f"- Weights it started from: {code(start) if start else 'random ones'}"]
+    lines = ["## Lineage", "", f"- Teacher: {code(public_name(teacher_of(recipe)))}"]
+    lines += [f"- Weights it started from: {code(public_name(start)) if start else 'random ones'}"]
     for name, value in (run.student or {}).items():
         if isinstance(value, str | int | float):
             shown = f"{value:,}" if isinstance(value, int) else one_line(value)
@@ -76,7 +76,8 @@ def _method(recipe: Mapping[str, Any], origin: Origin | None) -> list[str]:
 
 
 def _data(run: RunData, recipe: Mapping[str, Any]) -> list[str]:
-    lines = ["## Data", "", f"Training text: {', '.join(map(code, sources_of(recipe))) or 'unknown'}.", ""]
+    named = ", ".join(code(public_name(path)) for path in sources_of(recipe))
+    lines = ["## Data", "", f"Training text: {named or 'unknown'}.", ""]
     found = run.data or {}
     rows = [
         [plain(name), kind, f"{part.get('documents', 0):,}", f"{part.get('tokens', 0):,}"]
@@ -171,7 +172,7 @@ def _licences(run: RunData, recipe: Mapping[str, Any]) -> list[str]:
     if not findings:
         lines.append("- The teacher's terms apply; they were not found in its files.")
     teacher = teacher_of(recipe)
-    lines.append(f"- Of a teacher with the name {code(teacher)}: {plain(licence_note(teacher).note)}.")
+    lines.append(f"- Of a teacher with the name {code(public_name(teacher))}: {plain(licence_note(teacher).note)}.")
     for _, card in run.generated:
         for note in card.teachers:
             lines.append(f"- Text written by {code(note.model)}: {plain(note.licence)}; {plain(note.note)}.")

@@ -80,6 +80,13 @@ def is_hub_name(text: str) -> bool:
     return bool(_HUB_NAME.fullmatch(text)) and not text.lower().endswith(_FILES)
 
 
+def public_name(text: str) -> str:
+    """A model or a source as a card names it: of a path outside the run only its last two parts, nobody's home."""
+    if text.startswith(("/", "~", ".")):
+        return "/".join(("…", *text.rstrip("/").split("/")[-2:]))
+    return text
+
+
 def sources_of(recipe: Mapping[str, Any]) -> list[str]:
     """Where the training text comes from, stages included."""
     lists = [(recipe.get("data") or {}).get("train") or []]
