@@ -35,7 +35,7 @@ def quantize_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     weight_OI = weight_OI.detach().to(torch.float32)
     scale_O = weight_OI.abs().amax(1) / 127
     scale_O = torch.where(scale_O > 0, scale_O, torch.ones_like(scale_O))
-    return (weight_OI / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8), scale_O
+    return (weight_OI / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8).contiguous(), scale_O
 
 
 class Int8Linear(nn.Module):
@@ -150,10 +150,10 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], matrices: list[str
         if bias is not None:
             bias = tensors[f"{name}.bias"].to(dtype)
             expected.remove(f"{name}.bias")
-        if module is table:
-            factor = float(getattr(module, "embed_scale", torch.tensor(1.0)))
+        if isinstance(module, nn.Embedding):
+            factor = float(getattr(module, "embed_scale", 1.0))
             model.set_submodule(name, Int8Embedding(numbers, scale, factor, dtype))
-            if tied:
+            if module is table and tied:
                 model.set_output_embeddings(cast(Any, Int8Linear(numbers, scale, None)))
         else:
             model.set_submodule(name, Int8Linear(numbers, scale, bias))
@@ -176,4 +176,5 @@ def _fused_pays(flat_NI: Tensor) -> bool:
     """
     if flat_NI.device.type != "cpu" or flat_NI.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return False
-    return len(flat_NI) <= _FEW_ROWS and hasattr(torch, "_weight_int8pack_mm")
+    whole = flat_NI.shape[1] % 32 == 0  # its kernels read whole vectors
+    return whole and len(flat_NI) <= _FEW_ROWS and hasattr(torch, "_weight_int8pack_mm")

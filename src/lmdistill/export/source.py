@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from lmdistill.io import read_json
 from lmdistill.models import check_folder, load_config, load_model
 from lmdistill.recipe import ModelSpec
 
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,15 @@ def _merged(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTraine
     from peft import PeftModel
 
     base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # peft would read a pickled file in its place
+        raise ModelError(f"{folder}: no {ADAPTER_WEIGHTS}; save the adapters as safetensors")
     if not base:
         raise ModelError(f"{folder / ADAPTER}: it names no base model, so its adapters fit nowhere")
     model = load_model(ModelSpec(model=str(base)), dtype=dtype, device=device)
     try:
-        adapted: Any = PeftModel.from_pretrained(cast(Any, model), str(folder), use_safetensors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 for a name it has renamed
+            adapted: Any = PeftModel.from_pretrained(cast(Any, model), str(folder))
         return cast(PreTrainedModel, adapted.merge_and_unload().eval())
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{folder}: its adapters do not fit {base} ({str(error).splitlines()[0]})") from error
