@@ -172,7 +172,7 @@ def _matrix(module: nn.Module) -> Tensor | None:
 def _fused_pays(flat_NI: Tensor) -> bool:
     """Whether torch's product with numbers of 8 bits is the faster one: for a few rows in bfloat16 on a processor.
 
-    With many rows, and in float32, it is slower than making the matrix anew (measured: docs/export.md).
+    With many rows, and in float32, it is slower than making the matrix anew (benchmarks/int8.py).
     """
     if flat_NI.device.type != "cpu" or flat_NI.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return False
