@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _EVERY = 2.0
 """Seconds between two looks at the runs."""
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_LAST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
+"""For events that come fast: none is dropped because an earlier one is not answered yet."""
 _MODELS: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
 """One computation with models at a time, whoever asks."""
 
@@ -93,7 +95,7 @@ def runs_tab(studio: Studio) -> Opened:
         )
 
     timer.tick(look, [run, seen], [table, run, detail, seen], **_QUIET)
-    run.input(look, [run, seen], [table, run, detail, seen], **_QUIET)
+    run.input(look, [run, seen], [table, run, detail, seen], **_LAST)
     return Opened(look, [run, seen], [table, run, detail, seen])
 
 
@@ -126,8 +128,8 @@ def compare_tab(studio: Studio) -> Opened:
             kept = [name for name, folder in runs.items() if (folder / "evaluation.json").is_file()][:2]
         return gr.update(choices=list(runs), value=kept), *show(kept, key)
 
-    picked.input(show, [picked, measure], [measure, result], **_QUIET)
-    measure.input(show, [picked, measure], [measure, result], **_QUIET)
+    picked.input(show, [picked, measure], [measure, result], **_LAST)
+    measure.input(show, [picked, measure], [measure, result], **_LAST)
     return Opened(opened, [picked, measure], [picked, measure, result])
 
 
@@ -160,7 +162,7 @@ def chat_tab(studio: Studio) -> Opened:
         temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature (0: always the likeliest token)")
         tokens = gr.Number(128, label="Longest answer, tokens", precision=0, minimum=1, maximum=4096)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-    turns = gr.State([])
+    turns, named = gr.State([]), gr.State([])
 
     def drawn(said: list[chat.Turn], names: Sequence[str | None]) -> tuple[str, str]:
         first, second = (chat.side(said, number, name) for number, name in enumerate(names))
@@ -187,21 +189,26 @@ def chat_tab(studio: Studio) -> Opened:
     def emptied(one: str | None, two: str | None) -> tuple[Any, ...]:
         return *drawn([], (one, two)), []
 
-    def other_models(said: list[chat.Turn], one: str | None, two: str | None) -> tuple[Any, ...]:
+    def other_models(
+        said: list[chat.Turn], one: str | None, two: str | None, before: list[str | None]
+    ) -> tuple[Any, ...]:
+        if before == [one, two]:  # set by the page itself: a late answer must not undo what was asked meanwhile
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         kept = _of_these(said, one, two)
-        return *drawn(kept, (one, two)), kept
+        return *drawn(kept, (one, two)), kept, [one, two]
 
     def opened(one: str | None, two: str | None, said: list[chat.Turn]) -> tuple[Any, ...]:
         first, second = _pair(studio, one, two)
-        return first, second, *drawn(said, (first["value"], second["value"]))
+        names = [first["value"], second["value"]]
+        return first, second, *drawn(said, names), names
 
     asked = [question, left, right, temperature, tokens, seed, turns]
     sent = gr.on([send.click, question.submit], answer, asked, [*sides, turns, question], **_QUIET, **_MODELS)
     stop.click(stopped, [turns, left, right], [*sides, turns], cancels=[sent], **_QUIET)
     clear.click(emptied, [left, right], [*sides, turns], cancels=[sent], **_QUIET)
     # Not on `input`, which a list of choices also says when the focus leaves it.
-    gr.on([left.change, right.change], other_models, [turns, left, right], [*sides, turns], **_QUIET)
-    return Opened(opened, [left, right, turns], [left, right, *sides])
+    gr.on([left.change, right.change], other_models, [turns, left, right, named], [*sides, turns, named], **_LAST)
+    return Opened(opened, [left, right, turns], [left, right, *sides, named])
 
 
 def _of_these(said: list[chat.Turn], one: str | None, two: str | None) -> list[chat.Turn]:
@@ -284,8 +291,8 @@ def data_tab(studio: Studio) -> Opened:
         return choice, *other_run(choice["value"], *rest)
 
     asked, answered = [run, round_, which, check, task, words, place], [check, task, card, rows, place]
-    run.input(other_run, asked, [round_, *answered], **_QUIET)
-    gr.on([round_.input, which.input, check.input, task.input, words.change], filled, asked, answered, **_QUIET)
+    run.input(other_run, asked, [round_, *answered], **_LAST)
+    gr.on([round_.input, which.input, check.input, task.input, words.change], filled, asked, answered, **_LAST)
     back.click(partial(filled, step=-1), asked, answered, **_QUIET)
     on.click(partial(filled, step=1), asked, answered, **_QUIET)
     return Opened(opened, asked, [run, round_, *answered])
@@ -311,7 +318,7 @@ def signals_tab(studio: Studio) -> Opened:
         choice = _choices([each for each, folder in studio.runs().items() if stores_of(folder)], name)
         return choice, show(choice["value"])
 
-    run.input(show, run, result, **_QUIET)
+    run.input(show, run, result, **_LAST)
     return Opened(opened, [run], [run, result])
 
 
