@@ -158,3 +158,20 @@ def test_the_real_encoder_learns_real_labels(tmp_path: Path) -> None:
     student = evaluation.scores("student")
     assert student is not None
     assert student.task["reviews"].metrics["matthews"].low > 0.0
+
+
+def test_a_pretrained_student_goes_through_masked_tokens_to_the_task(tmp_path: Path) -> None:
+    """Its encoder is handed on from stage to stage, each with the head of its own."""
+    hint = {"kind": "value_relation", "positions": "all"}
+    stages = [
+        {"name": "general", "task": "masked_lm", "objective": {"divergence": {"weight": 0.0}, "hints": [hint]}},
+        {"name": "finetune", "objective": {"divergence": {"weight": 0.0}, "cross_entropy": {"weight": 1.0}}},
+    ]
+    student = {"start": "pretrained", "model": {"model": str(tiny_encoder(tmp_path, 2))}}
+    quiet = {"baselines": [], "speed": None, "bootstrap_samples": 100}
+    result = run_recipe(recipe(tmp_path, student=student, stages=stages, evaluation=quiet))
+    assert result.steps == 4
+    events = [line for line in (result.folder / "events.jsonl").read_text("utf-8").splitlines() if '"step"' in line]
+    assert any('"stage": "general"' in line and '"hints":' in line for line in events)
+    evaluation = Evaluation.model_validate(read_json(result.folder / "evaluation.json"))
+    assert evaluation.scores("student") is not None
