@@ -169,7 +169,8 @@ def test_a_pretrained_student_goes_through_masked_tokens_to_the_task(tmp_path: P
     ]
     student = {"start": "pretrained", "model": {"model": str(tiny_encoder(tmp_path, 2))}}
     quiet = {"baselines": [], "speed": None, "bootstrap_samples": 100}
-    result = run_recipe(recipe(tmp_path, student=student, stages=stages, evaluation=quiet))
+    training = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1}
+    result = run_recipe(recipe(tmp_path, student=student, stages=stages, evaluation=quiet, training=training))
     assert result.steps == 4
     events = [line for line in (result.folder / "events.jsonl").read_text("utf-8").splitlines() if '"step"' in line]
     assert any('"stage": "general"' in line and '"hints":' in line for line in events)

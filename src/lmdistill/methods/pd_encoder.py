@@ -36,7 +36,16 @@ METHOD = Method(
             },
         ],
     },
-    example={"student": {"config": {"num_hidden_layers": 2}}},
+    example={
+        "student": {
+            "config": {
+                "num_hidden_layers": 2,
+                "hidden_size": 192,
+                "intermediate_size": 768,
+                "num_attention_heads": 6,
+            }
+        }
+    },
     notes=(
         "The stage `distil` is for unlabelled rows of the task's kind: name them under stages.1.train (labels in them "
         "are not looked at). The published set is larger than the labelled one.",
