@@ -90,7 +90,7 @@ def test_a_look_costs_what_was_appended_and_not_the_whole_log(tmp_path: Path, mo
 
 
 def test_curves_are_the_reports_and_name_their_ends(runs: Path) -> None:
-    live = LiveRuns().of(runs / "offline")
+    live = LiveRuns().of(runs / "written")  # in the other one the student is still its teacher: a loss of 0
     drawn = str(curves(live))
     steps = [event for event in live.curves if event["kind"] == "step" and event["stage"] == "distil"]
     assert steps
@@ -186,7 +186,7 @@ def test_what_became_of_a_run_is_told(tmp_path: Path, lines: list[str], expected
 
 
 @pytest.mark.parametrize(
-    "content", ["", "a: [", "- 1", "!!python/object:os.system x", "a: 1\na: 2", "\x00", "[" * 20_000]
+    "content", ["", "a: [", "- 1", "!!python/object:os.system x", "a: 1\na: 2", "\x00", "[" * 2_000]
 )
 def test_a_recipe_that_cannot_be_read_hides_no_run(tmp_path: Path, content: str) -> None:
     folder = begun(tmp_path / "run", step(1))
@@ -279,9 +279,10 @@ def test_an_answer_is_what_generate_writes_and_equal_models_answer_alike(pair: t
         assert answer.text == str(expected).strip()
         assert answer.state in ("ended", "cut")
     drawn = chat.ChatSettings(temperature=1.0, max_new_tokens=8, seed=3)
-    *_, twins = chat.converse(shelf, [student, student], [turn], "And now?", drawn)
+    *_, twins = chat.converse(shelf, [student, student], [], "Hello", drawn)
+    *_, twins = chat.converse(shelf, [student, student], [twins], "And now?", drawn)
     assert twins.answers[0].text == twins.answers[1].text
-    *_, other = chat.converse(shelf, [student, student], [turn], "And now?", chat.ChatSettings(1.0, 8, seed=4))
+    *_, other = chat.converse(shelf, [student, student], [], "Hello", chat.ChatSettings(1.0, 8, seed=4))
     assert other.answers[0].text != twins.answers[0].text
 
 

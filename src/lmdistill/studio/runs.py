@@ -6,6 +6,7 @@ A lock is only read: taking it, even for a moment, could turn away the run that 
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import re
 import socket
@@ -107,8 +108,16 @@ def recipe_of(folder: Path) -> Mapping[str, Any]:
     """A run's recipe as plain values; empty where it cannot be read. An older version's is taken as it is."""
     file = folder / "recipe.yaml"
     try:
-        if file.stat().st_size > _RECIPE_LIMIT:
-            return {}
+        stat = file.stat()
+    except OSError:
+        return {}
+    return _recipe(file, stat.st_size, stat.st_mtime_ns, stat.st_ino) if stat.st_size <= _RECIPE_LIMIT else {}
+
+
+@functools.lru_cache(maxsize=512)
+def _recipe(file: Path, *stamp: int) -> Mapping[str, Any]:
+    """A recipe's file, parsed once as long as it is the same: every look at the runs asks for all of them."""
+    try:
         value = read_yaml(file.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError, LmdistillError, yaml.YAMLError):
         return {}
