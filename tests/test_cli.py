@@ -424,8 +424,11 @@ def test_a_new_recipe_validates_and_is_the_method(name: str, tmp_path: Path) -> 
     shipped = load_recipe(Path(__file__).parents[1] / "recipes" / f"{name}.yaml")
     assert made.method == name
     assert made.student == shipped.student
-    if name != "total_variation":  # the shipped one mixes in cross-entropy
-        assert recipe_stages(made)[0].objective == recipe_stages(shipped)[0].objective
+    ours, theirs = recipe_stages(made)[0].objective, recipe_stages(shipped)[0].objective
+    assert ours is not None
+    assert theirs is not None
+    if name != "total_variation":  # the shipped one mixes in cross-entropy; where hints are taken depends on the models
+        assert ours.model_copy(update={"hints": []}) == theirs.model_copy(update={"hints": []})
 
 
 @pytest.mark.parametrize("name", METHODS)

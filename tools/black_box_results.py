@@ -207,7 +207,8 @@ def section(name: str, recipe: Recipe, cards: Sequence[Mapping[str, Any]]) -> li
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for task in dict.fromkeys(row.get("task", "answer") for row in rows):
         row = next(row for row in rows if row.get("task", "answer") == task)
-        lines += ["", f"A row of the task `{task}`:", "", *quoted(row.get("prompt", "")), ">", *quoted(row["response"], "→ ")]
+        lines += ["", f"A row of the task `{task}`:", "", *quoted(row.get("prompt", ""))]
+        lines += [">", *quoted(row["response"], "→ ")]
     return lines
 
 

@@ -169,7 +169,8 @@ def page(study: Mapping[str, Any], scores: Scores, decoders: Mapping[str, Mappin
         "",
         "Made by `make results-hints` from `studies/hints.yaml`, which says everything about the runs. Teacher: "
         "all-MiniLM-L6-v2 (6 layers, width 384), fine-tuned to say which of four kinds of group a sentence of "
-        f"StereoSet speaks of: accuracy {_shown(held.metrics['accuracy'], 100, 1)} % on {held.rows} held-out sentences. Students: "
+        f"StereoSet speaks of: accuracy {_shown(held.metrics['accuracy'], 100, 1)} % on {held.rows} held-out ones. "
+        "Students: "
         "its layers before fine-tuning, evenly spaced, trained for "
         f"{study['steps']} steps of {study['encoder']['training']['per_device_train_batch_size']} rows in all stages "
         f"together. Seeds {', '.join(map(str, seeds))}; intervals are 95 % t-intervals over seeds, and *difference* is "
@@ -233,7 +234,8 @@ def limits(study: Mapping[str, Any]) -> list[str]:
     count = len(study["sizes"]) * (len(study["ways"]) - 1) * len(MEASURES)
     return [
         f"{count} comparisons at 95 % each: about {0.05 * count:.1f} of them would look decided by chance alone. "
-        "Nothing was tuned for any way; all have one step size and the published weights. TinyBERT and MiniLMv2 spend 30 of "
+        "Nothing was tuned for any way; all have one step size and the published weights. TinyBERT and MiniLMv2 spend "
+        "30 of "
         "their steps inside the layers, TED's filters learn for 30 steps more that are not counted, TinyBERT reads "
         "augmented rows and no labels. The teacher is one for all seeds; targets that StereoSet names occur on both "
         "sides of the split. Published gains come from far longer training: this says what holds in such a setting.",

@@ -110,8 +110,10 @@ def run(
         from lmdistill.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or [])
-        from lmdistill.pipeline import dry_run, run_recipe
+        from lmdistill.pipeline import run_recipe
     if only_said:
+        from lmdistill.pipeline import dry_run
+
         found = dry_run(loaded, progress=progress)
         _answer(**asdict(found)) if as_json else _say(found.sentence)
         return

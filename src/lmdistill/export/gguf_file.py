@@ -106,7 +106,8 @@ def read_gguf(path: Path, config: Any) -> PreTrainedModel:
                 raise ModelError(f"{path}: no tensor {name_of(parameter)!r}")
             values = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32))
             target.copy_(out_of_order(parameter, values.reshape(target.shape), config, architecture))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:

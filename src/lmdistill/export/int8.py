@@ -131,7 +131,8 @@ def load_int8(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> PreT
         _fill(model, load_file(folder / WEIGHTS), description["matrices"], dtype)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ModelError(f"{folder}: its weights do not fit its configuration ({str(error)[:200]})") from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], matrices: list[str], dtype: torch.dtype) -> None:

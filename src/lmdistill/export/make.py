@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -190,7 +191,8 @@ def _speak(
     if made.fast is not None:
         record.tokens_per_second = decoding_speed(made.fast)
         record.speed_by = f"transformers, {str(made.fast.dtype).removeprefix('torch.')}"
-    record.student_tokens_per_second = decoding_speed(student.to(fastest_dtype(_CPU)))
+    plain: Any = student  # transformers wraps `to` in a way that types cannot follow
+    record.student_tokens_per_second = decoding_speed(plain.to(fastest_dtype(_CPU)))
 
 
 def _own_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

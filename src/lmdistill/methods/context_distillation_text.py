@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="context_distillation_text",
-    title="What an API answers behind a context, learnt without it",
+    title="What an API says behind a context",
     paper=Paper(
         title="Learning by Distilling Context",
         authors="Snell et al.",
@@ -31,7 +31,7 @@ METHOD = Method(
         },
     },
     notes=(
-        "Instructions are generation.ask.system and ask.template; demonstrations are chosen for each question among the "
+        "Instructions are generation.ask.system and ask.template; demonstrations are chosen for each question from the "
         "seeds that have an answer (generation.demonstrations).",
         "context_distillation is the form for a teacher in this process: the same, with its whole distribution.",
         "The publication also lets the teacher think in a scratchpad that the student does not learn; here the whole "

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="dpo_distill",
-    title="DPO, the teacher's answer preferred (dDPO)",
+    title="DPO, the teacher's text preferred (dDPO)",
     paper=Paper(
         title="Zephyr: Direct Distillation of LM Alignment",
         authors="Tunstall et al.",

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="fine_tune_cot",
-    title="Fine-tune-CoT: right rationales, several of each question",
+    title="Right rationales, several a question",
     paper=Paper(
         title="Large Language Models Are Reasoning Teachers",
         authors="Ho et al.",

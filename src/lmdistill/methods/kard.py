@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="kard",
-    title="KARD: rationales behind retrieved passages",
+    title="KARD: rationales behind passages",
     paper=Paper(
         title="Knowledge-Augmented Reasoning Distillation for Small Language Models in Knowledge-Intensive Tasks",
         authors="Kang et al.",

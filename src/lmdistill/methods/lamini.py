@@ -20,7 +20,7 @@ METHOD = Method(
     },
     example={
         "teacher": {"serve": "llamacpp", "model": "smollm2-135m"},
-        "student": {"depth": {"keep": 16}},
+        "student": {"depth": {"keep": 16, "importance": "uniform"}},
     },
     notes=(
         (

@@ -26,7 +26,7 @@ METHOD = Method(
     },
     example={
         "teacher": {"serve": "llamacpp", "model": "smollm2-135m"},
-        "student": {"depth": {"keep": 16}},
+        "student": {"start": "teacher"},
     },
     notes=(
         (

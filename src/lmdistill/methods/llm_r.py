@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="llm_r",
-    title="Demonstrations that a model's own likelihoods rank",
+    title="Demonstrations ranked by likelihoods",
     paper=Paper(
         title="Learning to Retrieve In-Context Examples for Large Language Models",
         authors="Wang et al.",
@@ -38,8 +38,8 @@ METHOD = Method(
     },
     notes=(
         "Needs the teacher's weights in this process; all of it is in generated/round-1/ranker: both models as "
-        "safetensors, and how likely the right answers are behind the first choice of BM25, reward model and retriever.",
-        "Published for E5-base and ELECTRA-base over 30 tasks, 100 candidates a question, two iterations; the reward is "
+        "safetensors, and how likely right answers are behind the first choice of BM25, reward model and retriever.",
+        "Published for E5-base and ELECTRA-base, 30 tasks, 100 candidates a question, two iterations; the reward is "
         "the mean log-probability of the answer's tokens. Here both start from all-MiniLM-L6-v2.",
         "The publication keeps the model as it is and changes what it reads; that a student learns behind these "
         "demonstrations is our use of it. choose: ranked works in methods with another maker too.",

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="minilm",
-    title="Attention and value relations of the last layer",
+    title="Relations of the last layer's attention",
     paper=Paper(
         title="MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
         authors="Wang et al.",

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="minilmv2_decoder",
-    title="Self-attention relations, causal (MiniLMv2)",
+    title="Attention relations, causal (MiniLMv2)",
     paper=Paper(
         title="MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers",
         authors="Wang et al.",
@@ -26,7 +26,7 @@ METHOD = Method(
         }
     },
     example={
-        "student": {"depth": {"keep": 16}},
+        "student": {"width": {"heads": 6}, "depth": {"keep": 16, "importance": "uniform"}},
         "objective": {
             "hints": [
                 {

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="minitron",
-    title="Prune by activation importance, then distil",
+    title="Prune by activations, then distil",
     paper=Paper(
         title="Compact Language Models via Pruning and Knowledge Distillation",
         authors="Muralidharan et al.",

@@ -5,7 +5,7 @@ from lmdistill.methods.minitron import METHOD as MINITRON
 
 METHOD = Method(
     name="minitron_hidden",
-    title="Prune, then distil logits and hidden states",
+    title="Prune, then distil logits and states",
     paper=MINITRON.paper,
     summary="The pruned student learns the teacher's distribution and, through a learnt matrix, its hidden states.",
     formula=(
@@ -26,7 +26,7 @@ METHOD = Method(
             ],
         },
     },
-    example=MINITRON.example,
+    example={"student": {"width": {"intermediate": 768}, "depth": {"keep": 16}}},
     notes=(
         "The authors add these terms where depth shrinks much (section 2.3) and find logits alone enough for width; "
         "alpha, the ratio of both losses, is found anew at each step, as published.",

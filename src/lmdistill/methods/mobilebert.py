@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="mobilebert",
-    title="Bottlenecks, as deep as the teacher, layer by layer",
+    title="Bottlenecks, layer by layer",
     paper=Paper(
         title="MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices",
         authors="Sun et al.",

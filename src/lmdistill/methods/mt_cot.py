@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="mt_cot",
-    title="MT-CoT: answering and explaining, learnt together",
+    title="Answering and explaining together",
     paper=Paper(
         title="Explanations from Large Language Models Make Small Reasoners Better",
         authors="Li et al.",

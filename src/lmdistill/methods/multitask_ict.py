@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="multitask_ict",
-    title="In-context learning distillation on the target tasks",
+    title="In-context learning of the tasks",
     paper=Paper(
         title="In-context Learning Distillation: Transferring Few-shot Learning Ability of Pre-trained Language Models",
         authors="Huang et al.",
@@ -45,8 +45,8 @@ METHOD = Method(
     notes=(
         "Asks no API: rows are the seeds' answers behind demonstrations of their task, and soft labels come from the "
         "teacher in this process, on the answers' tokens (with their end marker) alone.",
-        "beta (generation.in_context.beta) weighs the mean loss of plain text (task text) against that of answers (task "
-        "label), however many tokens each has. Published: both together are best here.",
+        "beta (generation.in_context.beta) weighs the mean loss of plain text (task text) against that of answers (task"
+        " label), however many tokens each has. Published: both together are best here.",
         "Seeds that are also questions of the evaluation are found by the check for contamination; take part: train.",
         "At test time: lmdistill.evaluation.in_context draws k of n demonstrations m times and takes the majority.",
     ),

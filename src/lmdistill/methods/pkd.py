@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="pkd",
-    title="Patience: states of [CLS] in intermediate layers",
+    title="[CLS] states in intermediate layers",
     paper=Paper(
         title="Patient Knowledge Distillation for BERT Model Compression",
         authors="Sun et al.",

@@ -23,7 +23,7 @@ METHOD = Method(
     },
     example={
         "teacher": {"serve": "llamacpp", "model": "smollm2-135m"},
-        "student": {"depth": {"keep": 16}},
+        "student": {"depth": {"keep": 16, "importance": "uniform"}},
     },
     notes=(
         "IFD and r-IFD are measured with the student as it is when the round begins.",

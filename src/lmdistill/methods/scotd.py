@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="scotd",
-    title="SCoTD: many chains of thought of each question",
+    title="Many chains of thought a question",
     paper=Paper(
         title="Symbolic Chain-of-Thought Distillation: Small Models Can Also 'Think' Step-by-Step",
         authors="Li et al.",

@@ -26,7 +26,7 @@ METHOD = Method(
     },
     example={
         "teacher": {"serve": "llamacpp", "model": "smollm2-135m"},
-        "student": {"depth": {"keep": 16}},
+        "student": {"depth": {"keep": 16, "importance": "uniform"}},
     },
     notes=(
         "Lists are continued as text (ask.endpoint: completions), as published; a chat model takes endpoint: chat.",

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="shortopd",
-    title="On-policy with effective lengths (ShortOPD)",
+    title="On-policy, effective lengths (ShortOPD)",
     paper=Paper(
         title="ShortOPD: Recovering Pruned LLMs with Short-to-Long On-Policy Distillation",
         authors="Zhang et al.",

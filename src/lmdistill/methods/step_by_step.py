@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="step_by_step",
-    title="Distilling Step-by-Step: rationales as a second task",
+    title="Rationales as a second task",
     paper=Paper(
         title=(
             "Distilling Step-by-Step! Outperforming Larger Language Models with Less Training Data and Smaller Model "

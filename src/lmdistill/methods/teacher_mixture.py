@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="teacher_mixture",
-    title="Several teachers at once, log-space mixture",
+    title="Several teachers at once, mixed",
     paper=Paper(
         title="DeepSeek-V4: Towards Highly Efficient Million-Token Context Intelligence",
         authors="DeepSeek-AI",

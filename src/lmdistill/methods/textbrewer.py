@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="textbrewer",
-    title="Similarities and states of evenly spaced layers",
+    title="Similarities and states, evenly spaced",
     paper=Paper(
         title="TextBrewer: An Open-Source Knowledge Distillation Toolkit for Natural Language Processing",
         authors="Yang et al.",

@@ -4,7 +4,7 @@ from lmdistill.methods.base import Method, Paper
 
 METHOD = Method(
     name="tinybert",
-    title="Attention, states and embeddings, then predictions",
+    title="Attention and states, then predictions",
     paper=Paper(
         title="TinyBERT: Distilling BERT for Natural Language Understanding",
         authors="Jiao et al.",

@@ -19,7 +19,7 @@ class RankerSpec(Section):
     questions: Count = 64
     """Questions, drawn by the seed, whose candidates the teacher judges."""
     candidates: Annotated[int, Field(ge=2)] = 8
-    """Demonstrations of a question's task that are judged: BM25's nearest, from the second iteration the retriever's."""
+    """Demonstrations of a question's task that are judged: BM25's nearest, later the retriever's."""
     iterations: Count = 1
     """Times that candidates are found, judged and learnt from; published: 2."""
     positives: Count = 3
