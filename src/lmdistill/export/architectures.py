@@ -121,8 +121,7 @@ def rope_factors(config: Any) -> Tensor | None:
     if rope.get("rope_type") != "llama3":
         return None
     size = head_size(config)
-    plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    scaled: Tensor
+    plain: Tensor = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     return plain / scaled
 
