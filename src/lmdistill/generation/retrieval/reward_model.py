@@ -111,7 +111,7 @@ def train_reward_model(
         chosen = draws.sample(usable, min(batch_size, len(usable)))
         loss = _loss(reward, chosen, positives, draws)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
         told(step, losses[-1])
