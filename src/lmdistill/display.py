@@ -330,9 +330,10 @@ def export_page(record: ExportRecord, results: object) -> RenderableType:
         rows["tokens/s"] = f"{record.tokens_per_second:.1f}, {record.speed_by}"
         rows["tokens/s"] += f"; the student {beside:.1f}" if beside is not None else ""
     if (check := record.llamacpp) is not None:
+        within = "" if check.max_difference is None else f", log-probabilities within {check.max_difference:.4f}"
         rows["llama.cpp"] = (
-            f"{check.tokens_equal} of {check.tokens} greedy tokens are transformers' too, log-probabilities within "
-            f"{check.max_difference:.4f}; {check.probes_equal} of {check.probes} texts cut alike"
+            f"{check.tokens_equal} of {check.tokens} greedy tokens are transformers' too{within}; "
+            f"{check.probes_equal} of {check.probes} texts cut alike"
         )
     for note in record.notes:
         rows["note"] = note

@@ -191,4 +191,5 @@ def test_a_real_student_as_gguf_in_a_real_llama_cpp(smollm2_folder: Path, text_f
         assert check is not None
         assert check.probes_equal == check.probes
         assert check.tokens_equal >= check.tokens - 2
+        assert check.mean_difference is not None
         assert check.mean_difference < 0.05

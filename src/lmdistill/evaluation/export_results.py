@@ -44,9 +44,10 @@ class LlamaCppCheck(Record):
     """Tokens that llama.cpp wrote greedily."""
     tokens_equal: int
     """Of these, transformers' top choice too."""
-    mean_difference: float
-    """Mean absolute difference of the log-probability of those tokens, in nats."""
-    max_difference: float
+    mean_difference: float | None
+    """Mean absolute difference of the log-probability of those tokens, in nats; answers in which one character is
+    several tokens are left out, since llama.cpp does not tell those of all. None where nothing is left."""
+    max_difference: float | None
     answer: str
     """What it wrote first; from a model, escape it wherever it is shown."""
 

@@ -42,7 +42,9 @@ class Spoken:
 
     prompt: list[int]
     tokens: list[int]
-    logprobs: list[float]
+    logprobs: list[float] | None
+    """None where a character was written in several tokens: llama.cpp tells nothing of those before its last one, and
+    what it tells cannot be put beside the tokens without guessing."""
     text: str
     tokens_per_second: float
 
@@ -73,16 +75,16 @@ def check_with_llamacpp(
             _continued(server, [int(n) for n in prompt][: context - new_tokens], new_tokens) for prompt in prompts
         ]
     found = [_beside(model, one) for one in spoken]
-    differences = [difference for one in found for difference, _ in one]
+    differences = [difference for one, _ in found for difference in one]
     speeds = sorted(one.tokens_per_second for one in spoken)
     check = LlamaCppCheck(
         version=version("xllamacpp"),
         probes=len(PROBES),
         probes_equal=equal,
-        tokens=len(differences),
-        tokens_equal=sum(top for one in found for _, top in one),
-        mean_difference=sum(differences) / max(1, len(differences)),
-        max_difference=max(differences, default=0.0),
+        tokens=sum(len(one.tokens) for one in spoken),
+        tokens_equal=sum(equal for _, equal in found),
+        mean_difference=sum(differences) / len(differences) if differences else None,
+        max_difference=max(differences, default=None),
         answer=spoken[0].text if spoken else "",
     )
     return check, speeds[len(speeds) // 2] if speeds else 0.0
@@ -104,26 +106,30 @@ def _continued(server: LlamaCppServer, prompt: list[int], new_tokens: int) -> Sp
     asked = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0.0, "top_k": 1, "n_probs": 1}
     answer = _ask(server, "/completion", {**asked, "return_tokens": True, "cache_prompt": False})
     said = answer.get("completion_probabilities") or []
+    tokens = [int(number) for number in answer["tokens"]]
+    whole = [int(one["id"]) for one in said] == tokens
     return Spoken(
         prompt=prompt,
-        tokens=[int(one["id"]) for one in said],
-        logprobs=[float(one["logprob"]) for one in said],
+        tokens=tokens,
+        logprobs=[float(one["logprob"]) for one in said] if whole else None,
         text=str(answer.get("content", "")),
         tokens_per_second=float(answer["timings"]["predicted_per_second"] or 0.0),
     )
 
 
 @torch.no_grad()
-def _beside(model: PreTrainedModel, spoken: Spoken) -> list[tuple[float, bool]]:
-    """Of each token of llama.cpp: how far its log-probability is from transformers', and whether it is its top."""
+def _beside(model: PreTrainedModel, spoken: Spoken) -> tuple[list[float], int]:
+    """How far llama.cpp's log-probabilities are from transformers', and how many tokens are transformers' top too."""
     if not spoken.tokens:
-        return []
+        return [], 0
     ids = torch.tensor([[*spoken.prompt, *spoken.tokens]], device=model.device)
     logs_LV = model(input_ids=ids[:, :-1]).logits[0, len(spoken.prompt) - 1 :].float().log_softmax(-1)
-    found = []
-    for row_V, token, logprob in zip(logs_LV, spoken.tokens, spoken.logprobs, strict=True):
-        found.append((abs(float(row_V[token]) - logprob), int(row_V.argmax()) == token))
-    return found
+    tokens_L = torch.tensor(spoken.tokens, device=logs_LV.device)
+    equal = int((logs_LV.argmax(-1) == tokens_L).sum())
+    if spoken.logprobs is None:
+        return [], equal
+    own_L = logs_LV.gather(-1, tokens_L[:, None])[:, 0]
+    return (own_L.cpu() - torch.tensor(spoken.logprobs)).abs().tolist(), equal
 
 
 def _ask(server: LlamaCppServer, path: str, body: dict[str, Any]) -> dict[str, Any]:

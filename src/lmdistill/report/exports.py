@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmdistill.evaluation.export_results import ExportRecord
+from lmdistill.evaluation.export_results import ExportRecord, LlamaCppCheck
 from lmdistill.evaluation.records import Interval
 from lmdistill.report.markdown import plain, table
 from lmdistill.report.run_data import RunData
@@ -29,10 +29,18 @@ def export_notes(run: RunData) -> list[str]:
             said.append(
                 f"{record.name} in llama.cpp ({check.version}): {check.probes_equal} of {check.probes} texts cut into "
                 f"the same tokens; {check.tokens_equal} of {check.tokens} tokens that it wrote greedily are "
-                f"transformers' top choice too; their log-probabilities differ by {check.mean_difference:.4f} nats "
-                f"on average, {check.max_difference:.4f} at most."
+                f"transformers' top choice too; {_differences(check)}."
             )
     return said
+
+
+def _differences(check: LlamaCppCheck) -> str:
+    if check.mean_difference is None or check.max_difference is None:
+        return "their log-probabilities could not be compared"
+    return (
+        f"their log-probabilities differ by {check.mean_difference:.4f} nats on average, "
+        f"{check.max_difference:.4f} at most"
+    )
 
 
 def exports_table(run: RunData) -> list[str]:
