@@ -91,6 +91,7 @@ def test_every_script_in_the_pages_exists_and_takes_its_options(words: list[str]
         assert f'"{option}"' in text, option
 
 
+@pytest.mark.recipes
 def test_a_newcomer_who_types_what_the_readme_says_gets_through(
     tiny_llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def killed_runs_end_the_same(
     same(command.weights(), uninterrupted)
 
 
+@pytest.mark.recipes
 def test_kills_at_random_instants_cost_nothing_but_time(
     tiny_llama_folder: Path, text_file: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
 ) -> None:

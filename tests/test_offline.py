@@ -125,6 +125,7 @@ def finished_equals_uninterrupted(tiny: Path, text: Path, folder: Path, times: i
     return found
 
 
+@pytest.mark.recipes
 def test_killed_labelling_ends_at_the_same_bytes(tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     assert finished_equals_uninterrupted(tiny_llama_folder, text_file, tmp_path, 2)
 

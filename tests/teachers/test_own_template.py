@@ -194,6 +194,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.recipes
 @pytest.mark.parametrize("source", ["dataset", "student"])
 def test_a_run_reads_both_templates(
     source: str, folders: dict[str, Path], text_file: Path, questions: Path, tmp_path: Path, monkeypatch: Any
