@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lmdistill.errors import ModelError, StorageError
+from lmdistill.export.architectures import KNOWN, Architecture
 from lmdistill.export.gguf_file import read_gguf, write_gguf
 from lmdistill.export.llamacpp_check import check_with_llamacpp
 from lmdistill.export.source import find_student, load_student
@@ -110,6 +111,18 @@ def test_llama_cpp_says_what_transformers_says(tied: bool, request: pytest.Fixtu
     assert check.max_difference is not None
     assert check.max_difference < LLAMACPP_TOLERANCE
     assert rate > 0
+
+
+def test_the_check_sees_rows_in_the_wrong_order(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp")
+    model = odd_llama(tokenizer)
+    monkeypatch.setitem(KNOWN, "llama", Architecture("llama", interleaved=False))
+    write_gguf(model, tokenizer, tmp_path / "s.gguf", "f32", "student", "")
+    prompts = [tokenizer("The quick brown fox jumps over the lazy dog")["input_ids"]]
+    check, _ = check_with_llamacpp(tmp_path / "s.gguf", model, tokenizer, prompts, 12, threads=1)
+    assert check.tokens_equal < check.tokens / 2
 
 
 def make_qwen3(tokenizer: Any) -> Any:
