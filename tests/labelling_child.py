@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -81,6 +82,8 @@ def main() -> None:
 
     import lmdistill.teachers.api  # noqa: F401
 
+    # A shell that starts tests in the background ignores the signal for all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         folder, url, rows = line.split()
         child = os.fork()

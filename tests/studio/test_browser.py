@@ -172,9 +172,7 @@ def test_teacher_and_student_answer_and_a_typed_text_is_coloured_by_keyboard_alo
         here.open_tab("Heat map")
         reach(page, "#heat-text textarea")
         keys.type("Rivers carry <script>window.owned=1</script> water.")
-        reach(page, "button:has-text('Colour')")
-        keys.press("Enter")
-        page.locator("#heat .t").nth(3).wait_for()
+        press(page, "button:has-text('Colour')", page.locator("#heat .t").nth(3))
         reach(page, "#heat .t")
         keys.press("ArrowRight")
         keys.press("ArrowRight")
@@ -184,6 +182,21 @@ def test_teacher_and_student_answer_and_a_typed_text_is_coloured_by_keyboard_alo
         assert tops.inner_text().startswith(said)
         assert page.locator("#heat tbody tr").count() == page.locator("#heat .t").count() > 8
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def press(page: Any, selector: str, awaited: Any) -> None:
+    """Press a button by keyboard until something appears: on a busy machine a press may be lost, and one presses again."""
+    from playwright.sync_api import TimeoutError as NotThere
+
+    for _ in range(4):
+        reach(page, selector)
+        page.keyboard.press("Enter")
+        try:
+            awaited.wait_for(timeout=20_000)
+        except NotThere:
+            continue
+        return
+    awaited.wait_for()
 
 
 def reach(page: Any, selector: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import MagicMock, patch
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -61,6 +62,7 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 
 def timm_vit() -> nn.Module:
     """timm's models are torch alone, but importing any of them imports its data sets, and those torchvision."""
+    pytest.importorskip("timm")
     absent = {} if importlib.util.find_spec("torchvision") else {name: MagicMock() for name in TORCHVISION}
     with patch.dict(sys.modules, absent):
         module = importlib.import_module("timm.models.vision_transformer")

@@ -198,6 +198,8 @@ def test_the_folder_holds_an_output_head_of_its_own(writer: ServerWriter, studen
 def test_a_server_that_dies_and_comes_back_is_asked_for_what_is_missing(
     server: Server, writer: ServerWriter, student: Any
 ) -> None:
+    # The dying server may still say that it is well.
+    writer.patience = Patience(rounds=5, seconds=20, every=0.05)
     writer.refresh(student, 0)
     undisturbed = write(writer)
     port = server.server_address[1]
