@@ -185,7 +185,9 @@ def table_row(name: str, cards: Sequence[Mapping[str, Any]]) -> str:
     tokens = sum(cost["prompt_tokens"] + cost["output_tokens"] for cost in costs)
     seconds = sum(60 * (cost["minutes"] or 0.0) for cost in costs)
     made, dropped = (sum(card[field] for card in cards) for field in ("accepted", "dropped"))
-    each = [f"{figure / made:.{digits}f}" for figure, digits in ((answers, 1), (tokens, 0), (seconds, 1))]
+    each = [
+        f"{figure / made:.{digits}f}" if made else "–" for figure, digits in ((answers, 1), (tokens, 0), (seconds, 1))
+    ]
     student = "trained, evaluated" if is_done(name) else "not run"
     cells = [f"[{name}](#{name})", answers, f"{tokens:,}", f"{seconds:.0f}", made, dropped, *each, student]
     return f"| {' | '.join(map(str, cells))} |"

@@ -163,7 +163,7 @@ def test_teacher_and_student_answer_and_a_typed_text_is_coloured_by_keyboard_alo
         keys.press("Enter")
         reach(page, "#message textarea")
         keys.type("Hello <b>there</b>")
-        keys.press("Enter")
+        press(page, "#message textarea", page.locator("#chat-left .answer").first)
         for name in ("chat-left", "chat-right"):
             page.locator(f"#{name} .answer:is([data-state=ended], [data-state=cut])").wait_for()
             assert page.locator(f"#{name} .asked").inner_text().endswith("Hello <b>there</b>")
@@ -185,7 +185,7 @@ def test_teacher_and_student_answer_and_a_typed_text_is_coloured_by_keyboard_alo
 
 
 def press(page: Any, selector: str, awaited: Any) -> None:
-    """Press a button by keyboard until something appears: on a busy machine a press may be lost, and one presses again."""
+    """Press a button by keyboard until something appears: a press may be lost on a busy machine."""
     from playwright.sync_api import TimeoutError as NotThere
 
     for _ in range(4):
