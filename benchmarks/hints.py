@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step import make
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from lmdistill.models import last_hidden
 from lmdistill.objectives.hints import hidden_mse
@@ -56,21 +57,6 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "4 attention maps": [{"kind": "attention_kl", **LAYERS}],
 }
-
-
-def make(layers: int, dtype: torch.dtype) -> LlamaForCausalLM:
-    """SmolLM2-135M's shape with another depth."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).to(dtype)
 
 
 def cases(batch: int, length: int) -> dict[str, Callable[[], None]]:

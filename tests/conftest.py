@@ -6,8 +6,10 @@ import gc
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,21 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _pairs() -> Iterator[tuple[str, str]]:
     for number in range(60):
         yield SENTENCES[number % len(SENTENCES)], SENTENCES[(number * 5 + number // 6) % len(SENTENCES)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium; its tests are skipped without one, unless LMDISTILL_REQUIRE_BROWSER asks for it."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("LMDISTILL_REQUIRE_BROWSER") == "1":
+            pytest.fail("no Chromium on the PATH, and LMDISTILL_REQUIRE_BROWSER=1 asks for one")
+        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=flags)
+        yield opened
+        opened.close()

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from on_policy_results import folder_of, is_done
+
 from lmdistill.accounting import describe_machine
 from lmdistill.evaluation.results import Evaluation, Interval
 from lmdistill.io import read_json, write_text
@@ -116,16 +118,6 @@ def decoder_of(study: Mapping[str, Any], way: str) -> dict[str, Any]:
     if way in spec["without"]:
         own["objective"] = {"hints": []}
     return merge(merge(values, spec["set"]), own)
-
-
-def folder_of(recipe: Mapping[str, Any]) -> Path:
-    """Where a recipe's run lies."""
-    return ROOT / recipe["runs"] / recipe["name"]
-
-
-def is_done(recipe: Mapping[str, Any]) -> bool:
-    """Whether the run came to its report."""
-    return (folder_of(recipe) / "report.html").is_file()
 
 
 def carry_out(recipe: Mapping[str, Any]) -> None:

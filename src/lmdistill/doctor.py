@@ -36,6 +36,7 @@ from lmdistill.objectives.rows import compiler_works
 from lmdistill.packages import resolve_path
 from lmdistill.progress import Progress
 from lmdistill.recipe import ModelSpec, ObjectiveSpec, Recipe, recipe_stages
+from lmdistill.recipe.whole import REMOTE
 from lmdistill.signals.manifest import MANIFEST, read_manifest
 from lmdistill.signals.sources import check_source, source_of, store_folder
 from lmdistill.students.plan import planned_config
@@ -151,7 +152,7 @@ class _Doctor:
 
     def _teacher(self) -> None:
         if self.recipe.teacher_is_remote:
-            self.say("teacher", "ok", f"{self.recipe.teacher.model.removeprefix('api:')} behind an API: it writes text")
+            self.say("teacher", "ok", f"{self.recipe.teacher.model.removeprefix(REMOTE)} behind an API: it writes text")
             return
         self.teacher_config = load_config(self.recipe.teacher)
         self.teacher_tokenizer = load_tokenizer(self.recipe.teacher)

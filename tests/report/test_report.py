@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -256,23 +253,6 @@ def test_hostile_text_is_shown_escaped(tmp_path: Path) -> None:
     assert "<script>window.owned" not in page
     assert "\x1b" not in page
     assert "\x00" not in page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("LMDISTILL_REQUIRE_BROWSER") == "1":
-            pytest.fail("no Chromium on the PATH, and LMDISTILL_REQUIRE_BROWSER=1 asks for one")
-        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=flags)
-        yield opened
-        opened.close()
 
 
 @pytest.mark.browser

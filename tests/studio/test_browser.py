@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -64,23 +63,6 @@ def address(root: Path) -> Iterator[str]:
     rest, errors = child.communicate(timeout=60)
     assert (child.returncode, rest) == (0, ""), errors
     assert "Traceback" not in errors
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("LMDISTILL_REQUIRE_BROWSER") == "1":
-            pytest.fail("no Chromium on the PATH, and LMDISTILL_REQUIRE_BROWSER=1 asks for one")
-        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=flags)
-        yield opened
-        opened.close()
 
 
 @dataclass

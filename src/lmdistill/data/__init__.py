@@ -3,8 +3,9 @@
 Names are imported when they are used: what only reads or compares text needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lmdistill.packages import late_names
 
 if TYPE_CHECKING:
     from lmdistill.data.chat import EncodedRow, RowEncoder, prompts_of
@@ -44,11 +45,6 @@ _MODULES = {
     "load": ["first_documents", "load_documents"],
     "prompts": ["PromptRow", "prompt_dataset", "prompt_rows", "row_of"],
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    __getattr__ = late_names(__name__, _MODULES)

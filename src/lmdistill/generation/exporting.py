@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ def export_run(source: Path, output: Path, format: str) -> int:
     known = next((name for name in EXPORT_FORMATS if name == format), None)
     if known is None:
         raise DataError(f"{format!r} is no format for export{nearest(format, EXPORT_FORMATS)}")
-    return export(_rows(_files(source, known)), output, known)
+    return export(itertools.chain.from_iterable(map(examples_of, _files(source, known))), output, known)
 
 
 def _files(source: Path, format: ExportFormat) -> list[Path]:
@@ -35,12 +36,12 @@ def _files(source: Path, format: ExportFormat) -> list[Path]:
     return sorted(found, key=lambda path: int(path.parent.name[6:]))
 
 
-def _rows(files: list[Path]) -> Iterator[Example]:
-    for path in files:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                    yield Example.of(row.get("example", row))
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise DataError(f"{path}:{number}: not a row that a run wrote ({error})") from error
+def examples_of(path: Path) -> Iterator[Example]:
+    """The examples of a file that a run wrote; of drops, their examples. Raises DataError for another line."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                yield Example.of(row.get("example", row))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number}: not a row that a run wrote ({error})") from error

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lmdistill.generation.checks.similarity import jaccard
 from lmdistill.generation.desk import Desk, asked, chat, failed, filled, sampling_of
 from lmdistill.generation.judging import Judge
 from lmdistill.generation.types import Drop, Example, Seed, Verdict
@@ -186,8 +187,7 @@ def without_answer(text: str) -> str:
 
 def likeness(one: str, other: str) -> float:
     """Jaccard similarity of two texts' sets of words: shared over all; 1 where both have none."""
-    left, right = (set(_WORD.findall(text.casefold())) for text in (one, other))
-    return len(left & right) / len(left | right) if left | right else 1.0
+    return jaccard(*(set(_WORD.findall(text.casefold())) for text in (one, other)))
 
 
 def _why_not(spec: RationaleSpec, found: Rationale, kept: Sequence[Rationale]) -> tuple[str, str, str | None] | None:

@@ -12,7 +12,7 @@ the answer, what was asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,13 +114,7 @@ def _renew_instructions(desk: Desk, pairs: Sequence[_Pair]) -> Iterator[_Pair | 
             drops.append(_drop(desk, pair, answer, answer.error or "the new pair is not whole"))
             proposals.append(None)
     yield from drops
-    there = [place for place, proposal in enumerate(proposals) if proposal is not None]
-    before = ifd(desk, [(pairs[place].x, pairs[place].y) for place in there])
-    after = ifd(desk, [(each.x, each.y) for each in proposals if each is not None])
-    better = {place for place, old, new in zip(there, before, after, strict=True) if new > old}
-    for place, pair in enumerate(pairs):
-        proposal = proposals[place]
-        yield proposal if proposal is not None and place in better else pair
+    yield from _selected(pairs, proposals, lambda texts: ifd(desk, texts))
 
 
 def _renew_responses(desk: Desk, pairs: Sequence[_Pair]) -> Iterator[_Pair | Drop]:
@@ -144,12 +138,20 @@ def _renew_responses(desk: Desk, pairs: Sequence[_Pair]) -> Iterator[_Pair | Dro
             drops.append(_drop(desk, pair, answer, answer.error or "an empty answer"))
             proposals.append(None)
     yield from drops
+    yield from _selected(pairs, proposals, lambda texts: [-score for score in reversed_ifd(desk, texts)])
+
+
+def _selected(
+    pairs: Sequence[_Pair],
+    proposals: Sequence[_Pair | None],
+    score: Callable[[Sequence[tuple[str, str]]], list[float]],
+) -> Iterator[_Pair]:
+    """Each pair, or what is proposed in its place where that has the higher score."""
     there = [place for place, proposal in enumerate(proposals) if proposal is not None]
-    before = reversed_ifd(desk, [(pairs[place].x, pairs[place].y) for place in there])
-    after = reversed_ifd(desk, [(each.x, each.y) for each in proposals if each is not None])
-    better = {place for place, old, new in zip(there, before, after, strict=True) if new < old}
-    for place, pair in enumerate(pairs):
-        proposal = proposals[place]
+    before = score([(pairs[place].x, pairs[place].y) for place in there])
+    after = score([(each.x, each.y) for each in proposals if each is not None])
+    better = {place for place, old, new in zip(there, before, after, strict=True) if new > old}
+    for place, (pair, proposal) in enumerate(zip(pairs, proposals, strict=True)):
         yield proposal if proposal is not None and place in better else pair
 
 

@@ -11,6 +11,7 @@ from lmdistill.recipe.api import ApiLimits, ApiPrice, ApiRetries, ApiSpec, Llama
 from lmdistill.recipe.base import (
     AnySection,
     Count,
+    FolderName,
     NonNegative,
     Positive,
     Section,
@@ -139,6 +140,7 @@ __all__ = [
     "FidelitySpec",
     "FieldNames",
     "FilterSpec",
+    "FolderName",
     "GenerationSpec",
     "HiddenCosineTerm",
     "HintKind",

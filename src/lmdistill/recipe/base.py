@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -20,6 +20,16 @@ _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}")
 def names_a_folder(name: str) -> bool:
     """Whether a run may have this name."""
     return _NAME.fullmatch(name) is not None
+
+
+def _folder_name(value: str) -> str:
+    if not names_a_folder(value):
+        raise ValueError(f"{value!r} cannot name a folder; use 1 to 100 of A-Z a-z 0-9 . _ -")
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+"""A name that a folder may have."""
 
 
 class Section(BaseModel):

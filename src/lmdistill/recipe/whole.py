@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lmdistill.recipe.accounting import AccountingSpec
 from lmdistill.recipe.api import ApiSpec
-from lmdistill.recipe.base import Count, Positive, Section, names_a_folder
+from lmdistill.recipe.base import Count, FolderName, Positive, Section
 from lmdistill.recipe.data import DataSpec, SourceSpec
 from lmdistill.recipe.evaluation import EvaluationSpec
 from lmdistill.recipe.export import ExportSpec
@@ -103,7 +103,7 @@ class BudgetSpec(Section):
 class Recipe(Section):
     """A whole run."""
 
-    name: str = "run"
+    name: FolderName = "run"
     """Name of the run and of its folder under `runs`."""
     method: str | None = None
     """A published method (`lmdistill methods`) whose settings are the defaults of this recipe."""
@@ -156,13 +156,6 @@ class Recipe(Section):
     @classmethod
     def _teacher_that_writes(cls, values: Any) -> Any:
         return _with_api(values)
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not names_a_folder(value):
-            raise ValueError(f"{value!r} cannot name a folder; use 1 to 100 of A-Z a-z 0-9 . _ -")
-        return value
 
     @model_validator(mode="after")
     def _stages(self) -> Recipe:

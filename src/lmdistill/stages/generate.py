@@ -22,7 +22,7 @@ from lmdistill.generation.types import Drop, Example, Seed, Verdict
 from lmdistill.generation.verify import Verifier
 from lmdistill.io import hash_file
 from lmdistill.packages import resolve_path
-from lmdistill.recipe import Recipe
+from lmdistill.recipe import ApiSpec, DataGenerationSpec, Recipe
 from lmdistill.recipe.data import GENERATED
 from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
@@ -73,16 +73,7 @@ def make_data(
     worker, weights = student() if student is not None and spec.maker in ASKS_THE_STUDENT else (None, "")
     seeds = read_seeds(context)
     name, folder = f"generate-round-{number}", context.folder.file(GENERATED) / f"round-{number}"
-    key = fingerprint_of(
-        spec.model_dump(mode="json"),
-        None if api is None else api.model_dump(mode="json", include=_NAMES_THE_TEACHER),
-        [(seed.id, seed.answer, seed.task, seed.use) for seed in seeds],
-        _further_inputs(recipe),
-        {held: [document.id for document in documents] for held, documents in (heldout or {}).items()},
-        weights,
-        recipe.seed,
-        number,
-    )
+    key = _fingerprint(recipe, api, seeds, heldout or {}, weights, number)
     if context.folder.is_done(name, key) and (folder / "examples.jsonl").is_file():
         return Made(folder, skipped=True)
     started = time.monotonic()
@@ -96,27 +87,9 @@ def make_data(
                 ApiTeacher(api, folder=context.folder.path, run=recipe.name, progress=context.progress)
             )
         counting = _Counting(teacher, context)
-        desk = Desk(
-            spec,
-            counting,
-            seed=recipe.seed,
-            round=number,
-            earlier=earlier_examples(context, number),
-            recipe=f"{recipe.name} {key[:12]}",
-            progress=context.progress,
-            writer=worker.answer if worker is not None else None,
-            scorer=worker.difficulty if worker is not None else None,
-            stamp=(lambda keys: "") if teacher is None else teacher.ledger.time_of,
-            contraster=None if recipe.teacher_is_remote else contrast_writer(context, spec.contrastive),
-            likelihood=None if recipe.teacher_is_remote else teacher_scorer(context),
-            folder=folder,
-        )
+        desk = _desk(context, spec, counting, worker, number, key, folder)
         verifier = owned.enter_context(Verifier(spec.verify)) if spec.verify is not None else None
-        if verifier is not None:
-            desk.checker = lambda response, seed: _verdict(verifier, response, seed)
-        rows = _verified(MAKERS[spec.maker](desk, seeds), verifier, {seed.id: seed for seed in seeds})
-        pool = [example.prompt for example in desk.earlier]
-        kept, dropped = _collect(apply_filters(rows, spec.filters, _comparable(heldout or {}), pool))
+        kept, dropped = _rows(desk, seeds, verifier, heldout or {})
         if spec.preferences is not None:
             write_preferences(folder, kept, dropped, spec.preferences, recipe.seed)
         costs = counting.costs((time.monotonic() - started) / 60)
@@ -134,6 +107,73 @@ def make_data(
     return Made(folder, skipped=False)
 
 
+def _fingerprint(
+    recipe: Recipe,
+    api: ApiSpec | None,
+    seeds: Sequence[Seed],
+    heldout: Mapping[str, Sequence[Document]],
+    weights: str,
+    number: int,
+) -> str:
+    """A name of everything that a round depends on."""
+    assert recipe.generation is not None
+    return fingerprint_of(
+        recipe.generation.model_dump(mode="json"),
+        None if api is None else api.model_dump(mode="json", include=_NAMES_THE_TEACHER),
+        [(seed.id, seed.answer, seed.task, seed.use) for seed in seeds],
+        _further_inputs(recipe),
+        {held: [document.id for document in documents] for held, documents in heldout.items()},
+        weights,
+        recipe.seed,
+        number,
+    )
+
+
+def _desk(
+    context: Context,
+    spec: DataGenerationSpec,
+    counting: _Counting,
+    worker: StudentAtWork | None,
+    number: int,
+    key: str,
+    folder: Path,
+) -> Desk:
+    """What a maker works with in this run."""
+    recipe, teacher = context.recipe, counting.teacher
+    return Desk(
+        spec,
+        counting,
+        seed=recipe.seed,
+        round=number,
+        earlier=earlier_examples(context, number),
+        recipe=f"{recipe.name} {key[:12]}",
+        progress=context.progress,
+        writer=worker.answer if worker is not None else None,
+        scorer=worker.difficulty if worker is not None else None,
+        stamp=(lambda keys: "") if teacher is None else teacher.ledger.time_of,
+        contraster=None if recipe.teacher_is_remote else contrast_writer(context, spec.contrastive),
+        likelihood=None if recipe.teacher_is_remote else teacher_scorer(context),
+        folder=folder,
+    )
+
+
+def _rows(
+    desk: Desk, seeds: Sequence[Seed], verifier: Verifier | None, heldout: Mapping[str, Sequence[Document]]
+) -> tuple[list[Example], list[Drop]]:
+    """What the maker makes, verified and filtered: kept, and dropped."""
+    if verifier is not None:
+        desk.checker = lambda response, seed: _verdict(verifier, response, seed)
+    rows = _verified(MAKERS[desk.spec.maker](desk, seeds), verifier, {seed.id: seed for seed in seeds})
+    pool = [example.prompt for example in desk.earlier]
+    kept, dropped = [], []
+    for each in apply_filters(rows, desk.spec.filters, _comparable(heldout), pool):
+        if isinstance(each, Drop):
+            dropped.append(each)
+        else:
+            kept.append(each)
+    return kept, dropped
+
+
 def _further_inputs(recipe: Recipe) -> list[str | None]:
     """What a maker in context depends on besides: the plain text beside, and the teacher whose weights rank."""
     spec = recipe.generation
@@ -145,16 +185,6 @@ def _further_inputs(recipe: Recipe) -> list[str | None]:
         hash_file(path) if path is not None and path.is_file() else None,
         recipe.teacher.model_dump_json() if ranked else None,
     ]
-
-
-def _collect(found: Iterator[Example | Drop]) -> tuple[list[Example], list[Drop]]:
-    kept, dropped = [], []
-    for each in found:
-        if isinstance(each, Drop):
-            dropped.append(each)
-        else:
-            kept.append(each)
-    return kept, dropped
 
 
 def _verified(

@@ -14,7 +14,6 @@ answers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from lmdistill.errors import DataError
 from lmdistill.generation.data_card import DataCard, data_card_json
 from lmdistill.generation.data_card_markdown import data_card_markdown
 from lmdistill.generation.export import json_line
+from lmdistill.generation.exporting import examples_of
 from lmdistill.generation.preferences import mine_pairs
 from lmdistill.generation.types import Drop, Example, Seed, make_id
 from lmdistill.io import write_json, write_lines, write_text
@@ -40,22 +40,17 @@ def seeds_with_answers(folder: Path) -> bool:
     return (folder / "seeds.jsonl").stat().st_size > 0
 
 
-def read_examples(file: Path) -> list[Example]:
-    """The examples of a file that a round wrote."""
-    return [Example.of(json.loads(line)) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
 def earlier_examples(context: Context, number: int) -> list[Example]:
     """What the rounds before one made."""
     files = [context.folder.file(GENERATED) / f"round-{before}" / "examples.jsonl" for before in range(1, number)]
-    return [example for file in files for example in read_examples(file)]
+    return [example for file in files for example in examples_of(file)]
 
 
 def generated_documents(folder: Path, source: SourceSpec, seed: int) -> tuple[list[Document], DataReport]:
     """What a source takes of a round's examples. Raises DataError where that is nothing."""
     task = source.path.partition(":")[2]
     file = folder / ("seeds.jsonl" if task == "seeds" else "examples.jsonl")
-    examples = [example for example in read_examples(file) if task in ("", "seeds", example.task)]
+    examples = [example for example in examples_of(file) if task in ("", "seeds", example.task)]
     report = DataReport(sources=[source.path], rows_read=len(examples))
     documents = [document_of(each, f"{file.name}:{place}") for place, each in enumerate(examples, start=1)]
     if source.unique:
@@ -67,7 +62,7 @@ def generated_documents(folder: Path, source: SourceSpec, seed: int) -> tuple[li
         report.beyond_limit, documents = len(documents) - len(kept), kept
     report.documents = len(documents)
     if not documents:
-        tasks = sorted({example.task for example in read_examples(folder / "examples.jsonl")})
+        tasks = sorted({example.task for example in examples_of(folder / "examples.jsonl")})
         raise DataError(f"{source.path}: no such row was made; there are rows of {', '.join(tasks) or 'no task'}")
     return documents, report
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lmdistill.errors import RecipeError
-from lmdistill.recipe import Positive, Section, names_a_folder, nearest
+from lmdistill.recipe import FolderName, Positive, Section, nearest
 from lmdistill.yamltext import read_yaml
 
 Fields = dict[str, Any]
@@ -48,7 +48,7 @@ class StudyBudget(Section):
 class StudySpec(Section):
     """A whole study."""
 
-    name: str
+    name: FolderName
     """Name of the study and of its folder under `runs`."""
     title: str = ""
     """Title of its page."""
@@ -80,13 +80,6 @@ class StudySpec(Section):
     """What else a reader must know about how it was run; stands on the page."""
     minutes: Positive | None = None
     """How long the whole should take on the machine it was written for; stands on the page."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not names_a_folder(value):
-            raise ValueError(f"{value!r} cannot name a folder; use 1 to 100 of A-Z a-z 0-9 . _ -")
-        return value
 
     @field_validator("seeds")
     @classmethod

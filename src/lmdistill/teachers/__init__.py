@@ -3,8 +3,9 @@
 Names are imported when they are used: a teacher behind an API needs no torch, and its ledger opens in a moment.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lmdistill.packages import late_names
 
 if TYPE_CHECKING:
     from lmdistill.teachers.api import ApiTeacher
@@ -62,11 +63,6 @@ _MODULES = {
     "self_teacher": ["AdapterOffTeacher", "SelfTeacher"],
     "served": ["KeptMass", "ServedTeacher", "served_bias"],
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    __getattr__ = late_names(__name__, _MODULES)

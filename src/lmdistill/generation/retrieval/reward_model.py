@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmdistill.generation.retrieval.dual_encoder import MINI_LM, Ranked
+from lmdistill.generation.retrieval.steps import adamw_steps
 from lmdistill.models import load_auto, save_model
 from lmdistill.packages import resolve_path
 from lmdistill.recipe import ModelSpec
@@ -104,18 +105,11 @@ def train_reward_model(
     if not usable:
         raise ValueError(f"no question has more than {positives} candidates, so that none is worse than another")
     draws = random.Random(seed)
-    optimiser = torch.optim.AdamW(reward.model.parameters(), lr=learning_rate, weight_decay=0.0)
-    losses: list[float] = []
-    # Dropout stays off, as for the dual encoder: a run can be repeated.
-    for step in range(steps):
-        chosen = draws.sample(usable, min(batch_size, len(usable)))
-        loss = _loss(reward, chosen, positives, draws)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-        told(step, losses[-1])
-    return losses
+
+    def loss() -> Tensor:
+        return _loss(reward, draws.sample(usable, min(batch_size, len(usable))), positives, draws)
+
+    return adamw_steps(reward.model.parameters(), loss, steps=steps, learning_rate=learning_rate, told=told)
 
 
 def _loss(reward: RewardModel, examples: Sequence[Ranked], positives: int, draws: random.Random) -> Tensor:
