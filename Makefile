@@ -65,7 +65,7 @@ benchmark: bench-env $(STAMP)  ## the figures of docs/performance.md
 	$(BIN)/python benchmarks/api.py
 	$(BIN)/python benchmarks/on_policy.py
 
-results-hints: $(STAMP)  ## docs/results/hints.md: hints for small encoders, three seeds, and for a pruned decoder (15 minutes)
+results-hints: $(STAMP)  ## docs/results/hints.md: hints for small encoders, three seeds, and for a pruned decoder (half an hour)
 	$(BIN)/python tools/hints_results.py
 
 results-data-free: $(STAMP)  ## docs/results/data_free.md: digits that a vision transformer never saw (some minutes)

@@ -58,13 +58,15 @@ def main() -> None:
         for size in study["sizes"]
         for way in study["ways"]
     }
-    decoders = {way: decoder_of(study, way) for way in study["decoder"]["recipes"]}
+    decoders = {
+        (way, seed): decoder_of(study, way, seed) for seed in study["seeds"] for way in study["decoder"]["recipes"]
+    }
     if not arguments.write_only:
         starts = [start_of(study, size) for size in study["sizes"]]
         for recipe in (teacher_of(study), *starts, *cells.values(), *decoders.values()):
             carry_out(recipe)
     scores = {cell: scores_of(recipe) for cell, recipe in cells.items() if is_done(recipe)}
-    write_text(PAGE, page(study, scores, {way: recipe for way, recipe in decoders.items() if is_done(recipe)}))
+    write_text(PAGE, page(study, scores, {cell: recipe for cell, recipe in decoders.items() if is_done(recipe)}))
     sys.stdout.write(f"{PAGE}\n")
 
 
@@ -106,13 +108,14 @@ def start_of(study: Mapping[str, Any], size: int) -> dict[str, Any]:
     return merge(teacher_of(study), cut)
 
 
-def decoder_of(study: Mapping[str, Any], way: str) -> dict[str, Any]:
-    """The recipe of a pruned SmolLM2."""
+def decoder_of(study: Mapping[str, Any], way: str, seed: int) -> dict[str, Any]:
+    """The recipe of one way and seed of a pruned SmolLM2."""
     spec = study["decoder"]
     values: Any = read_yaml((ROOT / spec["recipes"][way]).read_text(encoding="utf-8"))
     own: dict[str, Any] = {
-        "name": f"decoder-{way.replace(' ', '-')}",
+        "name": f"decoder-{way.replace(' ', '-')}-{seed}",
         "runs": study["runs"],
+        "seed": seed,
         "budget": {"minutes": spec["minutes"]},
     }
     if way in spec["without"]:
@@ -148,7 +151,7 @@ def scores_of(recipe: Mapping[str, Any]) -> dict[str, float]:
 # -- page -------------------------------------------------------------------------------------------------------------
 
 
-def page(study: Mapping[str, Any], scores: Scores, decoders: Mapping[str, Mapping[str, Any]]) -> str:
+def page(study: Mapping[str, Any], scores: Scores, decoders: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
     """The page in Markdown, its verdicts made from the numbers."""
     device = pick_device("auto")
     machine = describe_machine(device, fastest_dtype(device))
@@ -235,39 +238,49 @@ def limits(study: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def decoder_part(study: Mapping[str, Any], decoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def decoder_part(study: Mapping[str, Any], decoders: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
     """SmolLM2, pruned, with and without hidden-state terms."""
+    base, other = study["decoder"]["recipes"]
+    seeds = sorted({seed for _, seed in decoders if all((way, seed) in decoders for way in (base, other))})
+    found = {cell: decoder_scores(recipe) for cell, recipe in decoders.items() if cell[1] in seeds}
     lines = [f"## SmolLM2, pruned, for {study['decoder']['minutes']:g} minute(s) of wall-clock time", ""]
+    if not seeds:
+        return [*lines, "Not run yet."]
     lines += [
-        "| way | steps | text | KL(teacher‖student), nats | agreement, % | perplexity |",
-        "|---|---|---|---|---|---|",
-    ]
-    found: dict[str, dict[str, Interval]] = {}
-    for way, recipe in decoders.items():
-        evaluation = Evaluation.model_validate(read_json(folder_of(recipe) / "evaluation.json"))
-        steps = read_json(folder_of(recipe) / "stages" / "distil.json")["steps"]
-        student = evaluation.scores("student")
-        assert student is not None
-        for text, scores in student.texts.items():
-            assert scores.forward_kl is not None
-            assert scores.agreement is not None
-            found.setdefault(text, {})[way] = scores.forward_kl
-            cells = [_shown(scores.forward_kl, 1, 3), _shown(scores.agreement, 100, 1), _shown(scores.perplexity, 1, 1)]
-            lines.append(f"| {way} | {steps} | {text} | {' | '.join(cells)} |")
-    lines.append("")
-    for text, ways in found.items():
-        if len(ways) == 2:
-            first, second = (ways[way] for way in study["decoder"]["recipes"])
-            apart = first.high < second.low or second.high < first.low
-            name = min(ways, key=lambda way: ways[way].value)
-            said = f"{name} has the smaller divergence" if apart else "the intervals overlap: not told apart"
-            lines.append(f"- {text}: {said}.")
-    lines += [
+        f"Seeds {', '.join(map(str, seeds))}; means and 95 % t-intervals over seeds, the difference paired by seed.",
         "",
-        "One seed; the intervals are bootstrap intervals over held-out sequences. Hidden-state terms cost time, so the "
-        "run with them takes fewer steps.",
+        f"| | {base} | {other} | difference |",
+        "|---|---|---|---|",
     ]
-    return lines
+    verdicts = []
+    for measure in found[base, seeds[0]]:
+        values = {way: [found[way, seed][measure] for seed in seeds] for way in (base, other)}
+        digits = 0 if measure == "steps" else 3 if "KL" in measure else 1
+        pairs = [second - first for first, second in zip(values[base], values[other], strict=True)]
+        shown = [_spread(values[way], digits) for way in (base, other)]
+        lines.append(f"| {measure} | {' | '.join(shown)} | {_spread(pairs, digits, sign=True)} |")
+        mean, half = spread(pairs)
+        if measure != "steps":
+            told = not math.isnan(half) and abs(mean) > half
+            better = other if (mean > 0) == ("agreement" in measure) else base
+            verdicts.append(f"- {measure}: {f'{better} is better' if told else 'not told apart'}.")
+    limits = "Hidden-state terms cost time, so the runs with them may take fewer steps. Nothing was tuned."
+    return [*lines, "", *verdicts, "", limits]
+
+
+def decoder_scores(recipe: Mapping[str, Any]) -> dict[str, float]:
+    """Steps that the minutes held, and the student's scores on each text."""
+    evaluation = Evaluation.model_validate(read_json(folder_of(recipe) / "evaluation.json"))
+    student = evaluation.scores("student")
+    assert student is not None
+    found = {"steps": float(read_json(folder_of(recipe) / "stages" / "distil.json")["steps"])}
+    for text, scores in student.texts.items():
+        assert scores.forward_kl is not None
+        assert scores.agreement is not None
+        found[f"{text}: KL(teacher‖student), nats"] = scores.forward_kl.value
+        found[f"{text}: agreement, %"] = 100 * scores.agreement.value
+        found[f"{text}: perplexity"] = scores.perplexity.value
+    return found
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

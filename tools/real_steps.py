@@ -3,9 +3,10 @@
     .venv/bin/python tools/real_steps.py [NAME ...] [--steps 3] [--again]
 
 Without names: every recipe whose texts a model writes, whose teaching is more than one model that reads the student's
-text, or whose teacher cuts text otherwise. Each goes through the whole pipeline with few rows and short answers. A
-recipe passes when every loss is finite, all steps were taken and the student's weights are not those that it began
-with. All recipes are tried; the exit code is 1 where one failed, and the page lists it with its error.
+text, whose teacher cuts text otherwise, whose student is hinted at inside its layers, or whose task is an encoder's.
+Each goes through the whole pipeline with few rows and short answers. A recipe passes when every loss is finite, all
+steps were taken and the student's weights are not those that it began with. All recipes are tried; the exit code is 1
+where one failed, and the page lists it with its error.
 
 What a recipe brought is kept in runs/real_steps, so that the command can be stopped and repeated: what has passed is
 not done again while the recipe and the number of steps are the same, unless --again is given. The page is of all that
@@ -94,11 +95,14 @@ def of_the_kind() -> list[str]:
 
 
 def is_meant(recipe: Recipe) -> bool:
-    """Whether models write its text, or its teaching is of a special kind, or its teacher is foreign."""
+    """Whether models write its text, it is taught in a special way, by a foreign teacher, inside layers, or a task."""
     stages = recipe_stages(recipe)
     writes = any(stage.trajectories is not None and stage.trajectories.source != "dataset" for stage in stages)
     foreign = any(stage.objective is not None and stage.objective.cross_tokenizer is not None for stage in stages)
-    return writes or foreign or recipe.teaching.kind != "model" or recipe.teaching.context is not None
+    inside = recipe.task is not None or any(
+        stage.objective and stage.objective.hints for stage in recipe_stages(recipe)
+    )
+    return writes or foreign or inside or recipe.teaching.kind != "model" or recipe.teaching.context is not None
 
 
 def keep(row: Row, steps: int) -> None:
@@ -150,16 +154,34 @@ def small(name: str, steps: int, folder: str) -> Recipe:
         f"runs={folder}",
         "name=run",
         f"training.max_steps={steps}",
-        "training.per_device_train_batch_size=2",
         "training.logging_steps=1",
         "training.save_strategy='no'",
         "student.save_dtype=float32",  # a step of 1e-6 is nothing in 16 bits
-        "evaluation.max_tokens=256",
         "evaluation.speed=null",
+        "evaluation.bootstrap_samples=100",
+    ]
+    return load_recipe(path, overrides + (few_rows(plain) if plain.task else few_texts(plain)))
+
+
+def few_rows(plain: Recipe) -> list[str]:
+    """What makes a recipe of an encoder's task short: its teacher takes some steps, it reads a few batches."""
+    overrides = ["task.teacher.training={max_steps: 10}", "training.per_device_train_batch_size=8"]
+    overrides += [f"data.train.{number}.limit=200" for number in range(len(plain.data.train))]
+    overrides += [f"data.evaluation.{text}.limit=50" for text in plain.data.evaluation]
+    overrides += [f"stages.{number}.pruning.every=1" for number, stage in enumerate(plain.stages) if stage.pruning]
+    if plain.task is not None and plain.task.self_sampled is not None:
+        overrides.append("task.self_sampled.rows=16")
+    return overrides
+
+
+def few_texts(plain: Recipe) -> list[str]:
+    """What makes any other recipe short."""
+    overrides = [
+        "training.per_device_train_batch_size=2",
+        "evaluation.max_tokens=256",
         "evaluation.responses=null",
         "evaluation.prompts=[]",
         "evaluation.baselines=[none]",
-        "evaluation.bootstrap_samples=100",
         "evaluation.heatmap_texts=0",
         f"trajectories.generation.max_new_tokens={NEW_TOKENS}",
         "trajectories.max_prompts=12",
@@ -178,7 +200,7 @@ def small(name: str, steps: int, folder: str) -> Recipe:
         overrides.append("objective.policy.discriminator_warmup=1")
     if "eval_steps" in plain.training:
         overrides.append("training.eval_steps=1")
-    return load_recipe(path, overrides)
+    return overrides
 
 
 def assemble(recipe: Recipe) -> None:
@@ -199,7 +221,7 @@ def looked_at(name: str, recipe: Recipe, folder: Path, steps: int, seconds: floa
     of_the_teacher = authors["TEACHER"] + sum(read_json(path)["tokens"] for path in prepared if path.is_file())
     by_the_teacher = all(stage.trajectories is not None and stage.trajectories.source == "teacher" for stage in stages)
     reports = read_json(folder / "data.json")["train"].values()
-    taken, losses = sum(record["steps"] for record in records), losses_of(folder)
+    taken, losses = sum(record["steps"] for record in records), losses_of(folder, [stage.name for stage in stages])
     return Row(
         recipe=name,
         steps=taken,
@@ -212,11 +234,11 @@ def looked_at(name: str, recipe: Recipe, folder: Path, steps: int, seconds: floa
     )
 
 
-def losses_of(folder: Path) -> tuple[float, ...]:
-    """The loss of each step."""
+def losses_of(folder: Path, stages: Sequence[str]) -> tuple[float, ...]:
+    """The loss of each step of these stages; a task's teacher and baseline report their steps too."""
     lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
     events: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    return tuple(float(event["loss"]) for event in events if event["kind"] == "step")
+    return tuple(float(event["loss"]) for event in events if event["kind"] == "step" and event["stage"] in stages)
 
 
 def changed(folder: Path) -> int:
@@ -256,14 +278,15 @@ def page(rows: Sequence[Row], meant: int, steps: int) -> str:
     return f"""# Recipes on the real models
 
 Made by `make real-steps` (`tools/real_steps.py`): {steps} optimiser steps of each recipe through the whole pipeline, on
-the models that the recipe names (SmolLM2-135M-Instruct; Gemma 3 270M as a teacher with another tokenizer), with
-answers of at most {NEW_TOKENS} tokens and kernels not compiled. It says that a recipe runs, not how well its student
-becomes. {passed} of {len(rows)} passed: all steps taken, every loss finite, the student's weights changed.{unseen}
+the models that the recipe names (SmolLM2-135M-Instruct; Gemma 3 270M as a teacher with another tokenizer;
+all-MiniLM-L6-v2 for the tasks of encoders), with answers of at most {NEW_TOKENS} tokens and kernels not compiled; a
+method's stages take that many steps each. It says that a recipe runs, not how well its student becomes. {passed} of
+{len(rows)} passed: all steps taken, every loss finite, the student's weights changed.{unseen}
 Machine: {machine["processor"]}, {machine["cores"]} cores, {machine["dtype"]}.
 
 Tokens: what the student wrote during training; what the teacher wrote, before training or in interleaved text; what the
-data set held of its own to train on. Losses of different recipes are different quantities; a
-policy's may be negative or, where advantages are centred, 0.
+data set held of its own to train on (for tasks, positions with a label). Losses of different recipes are different
+quantities; a policy's may be negative or, where advantages are centred, 0.
 
 {table(rows)}"""
 
