@@ -77,6 +77,7 @@ def task_overrides(plain: Recipe, folder: Path, speed: bool = False) -> list[str
         columns = ["task.text=text", "task.label=label"]
     elif task.kind in ("masked_lm", "sentence_embedding"):
         columns = ["task.text=text", "task.text_pair=second", "task.label=null"]
+    columns += [f"task.{field}=null" for field in ("label_pattern", "labels") if getattr(task, field) is not None]
     overrides = [
         *columns,
         f"teacher.model={tiny_encoder(folder)}",

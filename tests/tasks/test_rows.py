@@ -33,6 +33,19 @@ def test_labels_are_names_whatever_json_calls_them(tmp_path: Path) -> None:
     assert [example.label for example in read(path, TaskSpec())] == ["true", "3", "x"]
 
 
+def test_the_class_within_a_label(tmp_path: Path) -> None:
+    """MMLU's answers are whole options; the letter is the class."""
+    path = write(tmp_path / "a.jsonl", [{"text": "t", "label": "B. 9 lines"}, {"text": "u", "label": "D. A. D."}])
+    for pattern, found in ((r"^([A-D])\.", ["B", "D"]), (r"^[A-D]\.", ["B.", "D."])):
+        assert [example.label for example in read(path, TaskSpec(label_pattern=pattern))] == found
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'label' is 'B. 9 lines', in which task.label_pattern"):
+        read(path, TaskSpec(label_pattern=r"^[E-F]"))
+    with pytest.raises(ValueError, match="is no regular expression"):
+        TaskSpec(label_pattern="(")
+    with pytest.raises(ValueError, match=r"remove task\.label_pattern"):
+        TaskSpec(kind="sequence_regression", label_pattern="x")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -180,6 +181,9 @@ class TaskSpec(Section):
     label: str | None = "label"
     """Column of the label: a class, a number, or a list of classes, one a word. For sentence_embedding the similarity
     of text and text_pair, used in evaluation alone. null where rows have none."""
+    label_pattern: str | None = None
+    """A regular expression that finds the class within the label's column: its first group, or all that it matches.
+    `^([A-D])\\.` makes the class B of the answer `B. 9 lines`. For classes of whole texts."""
     labels: list[str] | None = None
     """All classes in the order of their numbers; where absent, those of the training rows, sorted."""
     metrics: list[TaskMetric] | None = None
@@ -229,6 +233,16 @@ class TaskSpec(Section):
             raise ValueError(f"{len(value)} labels of which {len(set(value))} differ; name at least 2 different ones")
         return value
 
+    @field_validator("label_pattern")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is no regular expression: {error}") from error
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> TaskSpec:
         if self.label is None and self.kind in (
@@ -237,6 +251,8 @@ class TaskSpec(Section):
             "token_classification",
         ):
             raise ValueError(f"kind: {self.kind} needs task.label, the column of the labels")
+        if self.label_pattern is not None and self.kind != "sequence_classification":
+            raise ValueError(f"kind: {self.kind} has no class in a text; remove task.label_pattern")
         if self.labels is not None and not self.has_classes:
             raise ValueError(f"kind: {self.kind} has no classes; remove task.labels")
         known = _METRICS_FOR[self.kind]

@@ -7,6 +7,7 @@ text alone: rows that differ in their label only never stand on both sides.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,8 @@ def _label(row: Mapping[str, Any], task: TaskSpec, kind: TaskKind, words: Sequen
     if kind in ("sequence_regression", "sentence_embedding"):
         return _number(value, task.label)
     if kind == "sequence_classification":
-        return class_name(value, task.label)
+        name = class_name(value, task.label)
+        return name if task.label_pattern is None else _found(name, task.label_pattern, task.label)
     tags = value.split() if isinstance(value, str) else value
     if not isinstance(tags, list | tuple):
         raise BadRow(f"{task.label!r} is a {type(value).__name__}, not a list of labels")
@@ -145,6 +147,15 @@ def class_name(value: Any, column: str) -> str:
     if isinstance(value, str):
         raise BadRow(f"{column!r} is empty; a label is missing")
     raise BadRow(f"{column!r} is a {type(value).__name__}, not the name of a class")
+
+
+def _found(name: str, pattern: str, column: str) -> str:
+    """The class that a pattern finds in a label."""
+    match = re.search(pattern, name)
+    found = match and (match[1] if match.re.groups else match[0])
+    if not found:
+        raise BadRow(f"{column!r} is {name[:40]!r}, in which task.label_pattern {pattern!r} finds no class")
+    return found
 
 
 def _number(value: Any, column: str) -> float:
