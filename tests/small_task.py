@@ -105,4 +105,6 @@ def task_overrides(plain: Recipe, folder: Path, speed: bool = False) -> list[str
     for number, stage in enumerate(plain.stages):
         if stage.pruning is not None:
             overrides += [f"stages.{number}.pruning.{field}" for field in ("intermediate=32", "every=1")]
+            if stage.pruning.hidden is not None:
+                overrides += [f"stages.{number}.pruning.{field}" for field in ("heads=2", "hidden=24")]
     return overrides

@@ -152,14 +152,20 @@ class UnfreezeSpec(Section):
 
 
 class PruneWhileSpec(Section):
-    """Neurons go while the student learns (HomoDistil 2302.09632); at the end the student is cut to size."""
+    """Neurons, heads and channels go while the student learns (HomoDistil 2302.09632); at the end the student is cut to
+    size."""
 
-    intermediate: Count
-    """MLP neurons of each layer that are left at the end."""
+    intermediate: Count | None = None
+    """MLP neurons of each layer that are left at the end; all of them where absent."""
+    heads: Count | None = None
+    """Attention heads of each layer that are left; with grouped-query attention whole groups go. A BERT's heads fill
+    its width, so that `hidden` goes with them; GPT-2's too."""
+    hidden: Count | None = None
+    """Channels of the hidden width that are left, in the whole network."""
     start: Share = 0.0
     """Share of training at which pruning begins."""
     end: Share = 0.7
-    """Share of training at which `intermediate` neurons are left; they fall on a cubic curve (1710.01878)."""
+    """Share of training at which no more than these are left; numbers fall on a cubic curve (1710.01878)."""
     every: Count = 10
     """Optimiser steps between two rounds of pruning."""
     average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.85
@@ -167,6 +173,8 @@ class PruneWhileSpec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PruneWhileSpec:
+        if self.intermediate is None and self.heads is None and self.hidden is None:
+            raise ValueError("pruning takes nothing away: set intermediate, heads or hidden to what is to be left")
         if self.start >= self.end:
             raise ValueError(f"pruning from {self.start} to {self.end} of training: start must lie before end")
         return self

@@ -57,7 +57,7 @@ def trainer_of(
     if own and task.filters is not None:
         job, learn = learn_filters(context, data, teachers, task.filters, job, run)
         yield learn
-    yield replace(job, extras=_extras(context, data, job, own), extras_key=parts)
+    yield replace(job, extras=extras_of(context, data, job, own), extras_key=parts)
 
 
 def _bilevel(context: Context, data: TaskData, spec: BilevelSpec, job: TaskJob) -> TaskJob:
@@ -66,7 +66,7 @@ def _bilevel(context: Context, data: TaskData, spec: BilevelSpec, job: TaskJob) 
     return replace(job, dataset=rows, trainer=BilevelTrainer, trainer_options=options)
 
 
-def _extras(context: Context, data: TaskData, job: TaskJob, own: bool) -> Callable[..., Sequence[Extra]]:
+def extras_of(context: Context, data: TaskData, job: TaskJob, own: bool) -> Callable[..., Sequence[Extra]]:
     """Makes the further terms of a job."""
     task = data.task
 
