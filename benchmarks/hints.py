@@ -157,12 +157,14 @@ def held(batch: int, length: int) -> list[dict[str, Any]]:
         before = living((batch, length, 576))
         with torch.no_grad(), taps.capture():
             out = last_hidden(teacher, inputs)
-        rows.append({"tapped": str(m), "states": (living((batch, length, 576)) - before) / out.nbytes})
+        size = out.nbytes
+        rows.append({"tapped": str(m), "states": (living((batch, length, 576)) - before) / size})
         taps.close()
+        del out  # it would be counted among what lived before the next pass
     before = living((batch, length, 576))
     with torch.no_grad():
         kept = teacher.model(**inputs, use_cache=False, output_hidden_states=True)
-    rows.append({"tapped": "output_hidden_states", "states": (living((batch, length, 576)) - before) / out.nbytes})
+    rows.append({"tapped": "output_hidden_states", "states": (living((batch, length, 576)) - before) / size})
     assert kept.last_hidden_state is not None
     return rows
 
