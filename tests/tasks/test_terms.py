@@ -19,7 +19,7 @@ from lmdistill.tasks.hints import HintTerms
 from lmdistill.tasks.mix import MixedRows, mixed_cross_entropy
 from lmdistill.tasks.models import load_task_model, outputs
 from lmdistill.tasks.objective import Said, TaskObjective, distance_of, similarities
-from lmdistill.tasks.retrieval import Memory, Relations, relation_kl
+from lmdistill.tasks.retrieval import ContrastLearning, Memory, Projection, Relations, relation_kl, supervised_contrast
 from small_task import tiny_encoder
 
 CLASSES = ["a", "b", "c"]
@@ -312,21 +312,54 @@ def test_a_quiz_needs_rows_and_leaves_some() -> None:
     assert BilevelSpec().quiz_share == 0.1
 
 
-def test_relations_are_the_published_formula() -> None:
+@pytest.mark.parametrize("reverse", [False, True])
+def test_relations_are_the_published_formula(reverse: bool) -> None:
     torch.manual_seed(0)
     s, t = torch.randn(4, 5, dtype=torch.float64, requires_grad=True), torch.randn(4, 5, dtype=torch.float64)
-    found = relation_kl(s, t, 0.1)
+    found = relation_kl(s, t, 0.1, reverse=reverse)
     total = torch.zeros((), dtype=torch.float64)
     unit = [x / x.norm(dim=-1, keepdim=True) for x in (s, t)]
     for i in range(4):
         others = [j for j in range(4) if j != i]
         mine = torch.stack([unit[0][i] @ unit[1][j] / 0.1 for j in others]).softmax(0)
         theirs = torch.stack([unit[1][i] @ unit[1][j] / 0.1 for j in others]).softmax(0)
-        total = total + (theirs * (theirs.log() - mine.log())).sum() / 4
+        p, q = (mine, theirs) if reverse else (theirs, mine)
+        total = total + (p * (p.log() - q.log())).sum() / 4
     torch.testing.assert_close(found.double(), total, rtol=1e-5, atol=1e-7)
     own, wanted = torch.autograd.grad(found, s)[0], torch.autograd.grad(total, s)[0]
     torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-6)
     assert float(relation_kl(s[:1], t[:1], 0.1).detach()) == 0.0
+
+
+def test_contrast_of_labels_is_the_published_formula() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 0, -100, 0, 2])
+    found = supervised_contrast(F.normalize(x, dim=-1), labels, 0.1)
+    unit, rows = x / x.norm(dim=-1, keepdim=True), [0, 1, 2, 4, 5]
+    terms = []
+    for i in rows:
+        others = [j for j in rows if j != i]
+        below = torch.stack([(unit[i] @ unit[j] / 0.1).exp() for j in others]).sum()
+        alike = [p for p in others if labels[p] == labels[i]]
+        if alike:
+            terms.append(-torch.stack([((unit[i] @ unit[p] / 0.1).exp() / below).log() for p in alike]).mean())
+    assert len(terms) == 3
+    wanted = torch.stack(terms).mean()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, x)[0], torch.autograd.grad(wanted, x)[0])
+    assert float(supervised_contrast(x.detach(), torch.arange(6), 0.1)) == 0.0
+
+
+def test_the_projection_learns_with_its_teacher_frozen(tmp_path: Path) -> None:
+    teacher, given = model(tmp_path, 2), batch()
+    projection = Projection(48, 20, seed=0).double()
+    term = ContrastLearning(ReaugSpec(), projection, teacher)
+    found = term(said(teacher, teacher, given, term))
+    term.close()
+    z = states(teacher, given)[-1][:, 0].detach() @ projection.map.weight.T
+    same(found, supervised_contrast(z / z.norm(dim=-1, keepdim=True), given["labels"], 0.1), projection)
+    assert all(not gradient.any() for gradient in gradients(found, teacher))
 
 
 def test_retrieval_is_a_weighed_mean_of_the_nearest() -> None:
@@ -340,14 +373,15 @@ def test_retrieval_is_a_weighed_mean_of_the_nearest() -> None:
     )
 
 
-def test_relations_begin_as_the_student_itself_where_widths_agree(tmp_path: Path) -> None:
+def test_the_student_is_compared_as_it_is_with_the_projected_teacher(tmp_path: Path) -> None:
     student, teacher, given = model(tmp_path, 1, 2), model(tmp_path, 2), batch()
-    term = Relations(ReaugSpec(relation_weight=2.0), student, teacher)
-    term.projector.double()
+    projection = Projection(48, 48, seed=0).double()
+    term = Relations(ReaugSpec(relation_weight=2.0), projection, student, teacher)
+    assert term.modules is None  # the projection is frozen
     found = term(said(student, teacher, given, term))
     term.close()
-    h, g = states(student, given)[-1][:, 0], states(teacher, given)[-1][:, 0]
-    same(found, 2.0 * relation_kl(h, g, 0.1), student)
+    h, g = states(student, given)[-1][:, 0], states(teacher, given)[-1][:, 0] @ projection.map.weight.T
+    same(found, 2.0 * relation_kl(h, g, 0.1, reverse=True), student)
 
 
 def test_similarities_leave_a_text_itself_out() -> None:

@@ -17,8 +17,9 @@ METHOD = Method(
         "predicted for these."
     ),
     formula=(
-        "L = CE(y, q) + KL(p ‖ q) + c mean_i KL(softmax_j(t_i t_j / tau) ‖ softmax_j(s_i t_j / tau)); at test time "
-        "(1 - w) q + w sum_k softmax_k(s t_k) p_k,   tau = 0.1, w = 0.5, k = 10"
+        "z = W t: -mean_i mean_{p: y_p = y_i} log softmax_{j != i}(z_i z_j / tau)[p], then "
+        "L = CE(y, q) + KL(p ‖ q) + c mean_i KL(softmax_j(s_i z_j / tau) ‖ softmax_j(z_i z_j / tau)); at test time "
+        "(1 - w) q + w sum_k softmax_k(s z_k) p_k,   tau = 0.1, w = 0.5, k = 10"
     ),
     fragment={
         "task": {"kind": "sequence_classification", "retrieval": {"neighbours": 10, "relation_temperature": 0.1}},
@@ -30,12 +31,14 @@ METHOD = Method(
     },
     example={"student": {"depth": {"keep": 3}}},
     notes=(
+        "The teacher's projection W learns in a stage of its own, retrieval-teacher, with the teacher frozen, by a "
+        "contrast of the labels (2004.11362), and is frozen afterwards; task.retrieval.training gives that stage other "
+        "steps than the student's.",
         "What the report says of the student includes retrieval; the folder that is shipped is the student alone, the "
-        "map to the teacher's space lies beside it (relations.safetensors) and the memory is made anew from the "
-        "training "
-        "rows.",
-        "The paper trains a projection of the teacher by a contrastive loss of the labels first; here the student is "
-        "mapped to the teacher, by the relation term itself.",
+        "projection lies beside it (retrieval-projection.safetensors) and the memory is made anew from the "
+        "training rows.",
+        "The direction of the relation term is as remembered from the paper, which was not at hand: "
+        "task.retrieval.relation_direction: teacher_student turns it round.",
         "k, tau and w are ours: the paper tunes them by task.",
     ),
 )

@@ -141,9 +141,13 @@ class ReaugSpec(Section):
     temperature: Positive = 1.0
     """Softening of the similarities by which the rows are weighted."""
     relation_weight: NonNegative = 1.0
-    """Weight of KL between the similarities teacher-teacher and teacher-student within a batch."""
+    """Weight of KL between the similarities teacher-teacher and student-teacher within a batch."""
     relation_temperature: Positive = 0.1
-    """Softening of these similarities (tau)."""
+    """Softening of these similarities, and of those by which the teacher's projection learns (tau)."""
+    relation_direction: Literal["student_teacher", "teacher_student"] = "student_teacher"
+    """KL(student‖teacher) of the similarities, or the other way round."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `transformers.TrainingArguments` of the stage in which the teacher's projection learns."""
     share: Share = 0.5
     """What the retrieved prediction weighs beside the student's own at test time."""
 

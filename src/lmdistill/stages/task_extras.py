@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmdistill.errors import RecipeError
-from lmdistill.io import read_json, write_bytes, write_json
+from lmdistill.io import read_json, write_json
 from lmdistill.models import load_model, load_tokenizer, model_fingerprint
 from lmdistill.recipe import HintSpec, ModelSpec, StageSpec, recipe_stages
 from lmdistill.recipe.task import AugmentSpec, BilevelSpec
@@ -20,6 +19,7 @@ from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.context import Context
 from lmdistill.stages.task_data import TaskData, kind_of, stage_rows
 from lmdistill.stages.task_filters import learn_filters, matching
+from lmdistill.stages.task_retrieval import learn_projection, relations, retrieval
 from lmdistill.stages.task_train import TaskJob
 from lmdistill.tasks.augment import Candidates, MaskedWords, Neighbours, augmented
 from lmdistill.tasks.bilevel import BilevelTrainer, split_quiz
@@ -27,15 +27,11 @@ from lmdistill.tasks.hints import HintTerms
 from lmdistill.tasks.mix import MixedRows
 from lmdistill.tasks.models import load_task_model
 from lmdistill.tasks.objective import Extra, distance_of
-from lmdistill.tasks.retrieval import Relations, Retrieval, remember
 from lmdistill.tasks.rows import Example
 from lmdistill.tasks.sampled import as_examples, sampled_texts
 
 if TYPE_CHECKING:
     from lmdistill.stages.task_run import TaskRun, Teachers
-
-RELATIONS = "relations.safetensors"
-"""Where a run folder keeps the map that retrieval goes through."""
 
 
 def trainer_of(
@@ -54,6 +50,8 @@ def trainer_of(
         parts += [each.model_dump(mode="json") for each in given if each is not None]
     if own and task.bilevel is not None:
         job = _bilevel(context, data, task.bilevel, job)
+    if own and task.retrieval is not None:
+        job = learn_projection(context, data, teachers, task.retrieval, job, run)
     if own and task.filters is not None:
         job, learn = learn_filters(context, data, teachers, task.filters, job, run)
         yield learn
@@ -81,7 +79,7 @@ def extras_of(context: Context, data: TaskData, job: TaskJob, own: bool) -> Call
             found.append(matching(context, data, task.filters, student, teacher))
         if own and task.retrieval is not None and task.retrieval.relation_weight:
             assert teacher is not None
-            found.append(KeptRelations(context, Relations(task.retrieval, student, teacher)))
+            found.append(relations(context, task.retrieval, student, teacher))
         if own and task.mix is not None:
             found.append(MixedRows(task.mix, job.kind, distance_of(job.objective, task.logits)))
         return found
@@ -103,26 +101,6 @@ def _hints(
         seed=context.recipe.seed,
         tell=context.note,
     )
-
-
-class KeptRelations:
-    """`Relations` whose map is written into the run folder at the end, where retrieval looks for it."""
-
-    def __init__(self, context: Context, inner: Relations) -> None:
-        self._context = context
-        self._inner = inner
-        self.name, self.modules = inner.name, inner.modules
-        self.before, self.between, self.after = inner.before, inner.between, inner.after
-
-    def __call__(self, said: Any) -> Tensor:
-        """The term of a batch."""
-        return self._inner(said)
-
-    def close(self) -> None:
-        """Keep the map and take the hooks away."""
-        self._inner.close()
-        weight = self._inner.projector.weight.detach().float().cpu().contiguous()
-        write_bytes(self._context.folder.file(RELATIONS), save({"weight": weight}))
 
 
 def made_rows(context: Context, data: TaskData, teachers: Teachers, stage: StageSpec, run: TaskRun) -> list[Example]:
@@ -206,11 +184,7 @@ def retrieval_of(
             part = [rows[place] for place in range(first, min(len(rows), first + task.batch_rows))]
             yield _on(collate(part), context.device)
 
-    weight = load_file(context.folder.file(RELATIONS))["weight"]
-    projector = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(context.device)
-    with torch.no_grad():
-        projector.weight.copy_(weight)
-    return Retrieval(remember(teachers.model(task.kind), batches(), task.kind), spec, model, projector)
+    return retrieval(context, spec, model, teachers.model(task.kind), batches(), task.kind)
 
 
 def _on(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
