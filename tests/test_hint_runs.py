@@ -147,3 +147,59 @@ def test_layers_that_are_not_there(
     made = recipe("forward_kl", tiny_llama_folder, text_file, tmp_path, f"objective.hints=[{hint}]")
     with pytest.raises(ValueError, match=told):
         run_recipe(made)
+
+
+def test_filters_learn_behind_frozen_models_and_are_then_compared(
+    tiny_llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """TED for decoders: two stages of filters, each lowers the loss of the next token; a second run does nothing."""
+    hint = (
+        "{kind: hidden_mse, student: [1, 2], positions: all, filters: {training: {max_steps: 8, learning_rate: 0.02}}}"
+    )
+    made = recipe(
+        "ted_decoder",
+        tiny_llama_folder,
+        text_file,
+        tmp_path,
+        f"objective.hints=[{hint}]",
+        "student.width={hidden: 16}",
+        "training.logging_steps=1",
+    )
+    result = run_recipe(made)
+    steps = events(result.folder, "step")
+    for side in ("teacher", "student"):
+        own = [step for step in steps if step["stage"] == f"filters-{side}-distil"]
+        assert len(own) == 8
+        assert own[-1]["loss"] < own[0]["loss"]  # type: ignore[operator]
+        shapes = {
+            tuple(value.shape)
+            for name, value in load_file(result.folder / f"filters-{side}-distil.safetensors").items()
+            if "weight" in name
+        }
+        assert shapes == {(32, 32 if side == "teacher" else 16)}
+    learnt = [step for step in steps if step["stage"] == "distil"]
+    assert len(learnt) == result.steps == 2
+    assert all(float(step["hint_hidden_mse"]) > 0 for step in learnt)  # type: ignore[arg-type]
+    assert not any("filter" in name for name in load_file(result.folder / "student" / "model.safetensors"))
+    costs = {
+        stage["name"]: stage for stage in json.loads((result.folder / "accounting.json").read_text("utf-8"))["stages"]
+    }
+    assert costs["filters-teacher-distil"]["flops"] > 0
+    written = (result.folder / "filters-student-distil.safetensors").stat().st_mtime_ns
+    run_recipe(made)
+    assert (result.folder / "filters-student-distil.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("{kind: cka, filters: {}}", "filters are behind hidden states"),
+        ("{kind: hidden_mse, filters: {}, projector: {}}", "take projector away"),
+        ("{kind: hidden_mse, filters: {}, map: cka}", "use another map"),
+        ("{kind: hidden_mse, filters: {}, student: [0], teacher: [0]}", "by their numbers, from 1"),
+        ("{kind: hidden_mse, filters: {}}, {kind: hidden_cosine, filters: {}}", "2 hints with filters"),
+    ],
+)
+def test_filters_that_cannot_be(hint: str, told: str, tiny_llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=told):
+        recipe("forward_kl", tiny_llama_folder, text_file, tmp_path, f"objective.hints=[{hint}]")

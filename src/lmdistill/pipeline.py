@@ -47,6 +47,7 @@ from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context
 from lmdistill.stages.dry_run import DryRun, estimate_data
 from lmdistill.stages.export import export_all
+from lmdistill.stages.filters import filter_stages
 from lmdistill.stages.generate import make_data, round_of
 from lmdistill.stages.generated import SEEDS, generated_documents, seeds_with_answers
 from lmdistill.stages.jobs import Job
@@ -192,7 +193,8 @@ def _train(context: Context, work: _Work, student: Student, role: Role, stages: 
     target = context.folder.file("student" if is_student else f"baselines/{role}")
     trained = carry_out(context, student, jobs, target)
     for job in jobs:
-        _log(work, job.name, trained.skipped)
+        for name in (*filter_stages(job), job.name):
+            _log(work, name, trained.skipped)
     return trained
 
 

@@ -36,6 +36,7 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "minitron": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "minitron_hidden": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
     "minilmv2_decoder": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
+    "ted_decoder": ("forward_kl", 1.0, {}, 1.0, False, 1.0, 0.0),
     "distillm_hints": ("skew_forward_kl", 1.0, {"alpha": 0.1}, 1.0, False, 0.0, 0.0),
     "minima": ("forward_kl", 0.5, {}, 1.0, False, 0.5, 0.0),
     "rs_kd": ("forward_kl", 1.0, {}, 1.0, False, 0.0, 0.0),
@@ -198,6 +199,7 @@ def test_what_is_compared_inside_decoders_is_what_their_methods_say() -> None:
 
     assert hints("minitron_hidden") == [("hidden_mse", None, None, "uniform", 1.0, "loss_magnitude", {})]
     assert hints("distillm_hints") == [("hidden_cosine", None, None, "uniform", 1.0, "constant", {})]
+    assert hints("ted_decoder") == [("hidden_mse", None, None, "uniform", 1.0, "constant", {})]
     assert hints("minilmv2_decoder") == [
         (kind, [-1], [-1], "uniform", 1.0, "constant", {"causal": True})
         for kind in ("query_relation", "key_relation", "value_relation")

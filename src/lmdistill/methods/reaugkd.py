@@ -17,7 +17,7 @@ METHOD = Method(
         "predicted for these."
     ),
     formula=(
-        "z = W t: -mean_i mean_{p: y_p = y_i} log softmax_{j != i}(z_i z_j / tau)[p], then "
+        "L = -mean_i mean_{p: y_p = y_i} log softmax_{j != i}(z_i z_j / tau)[p] for W in z = W t, then "
         "L = CE(y, q) + KL(p ‖ q) + c mean_i KL(softmax_j(s_i z_j / tau) ‖ softmax_j(z_i z_j / tau)); at test time "
         "(1 - w) q + w sum_k softmax_k(s z_k) p_k,   tau = 0.1, w = 0.5, k = 10"
     ),

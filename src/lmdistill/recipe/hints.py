@@ -80,6 +80,14 @@ class ProjectorSpec(Section):
     """Step size of its parameters; the student's where absent."""
 
 
+class LayerFiltersSpec(Section):
+    """Linear filters behind the compared layers of both causal models (TED 2210.01351): with the models frozen they
+    learn the next token first, in stages of their own; the student's go on with it, the teacher's are frozen."""
+
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `transformers.TrainingArguments` of the filters' own stages; those of the hint's stage where absent."""
+
+
 class HintSpec(Section):
     """One distance between activations of teacher and student, taken at one or several pairs of layers."""
 
@@ -112,6 +120,8 @@ class HintSpec(Section):
     """With `unfreeze.mode: one`, compare only the layer that is being trained (MobileBERT)."""
     projector: ProjectorSpec | None = None
     """Learnt map between both models' widths; needed where the distance compares vectors of different widths."""
+    filters: LayerFiltersSpec | None = None
+    """Compare what task-aware filters make of hidden states (TED), in place of a projector."""
     parameters: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The distance's own parameters; see docs/hints.md."""
 
@@ -133,7 +143,21 @@ class HintSpec(Section):
             raise ValueError(f"teacher: {teacher} needs as many layers under student")
         if isinstance(student, str) and teacher is None:
             raise ValueError(f"student: {student} is a module; name the teacher's beside it")
+        self._check_filters()
         return self
+
+    def _check_filters(self) -> None:
+        if self.filters is None:
+            return
+        if not self.kind.startswith("hidden_"):
+            raise ValueError(f"filters are behind hidden states: use kind: hidden_mse, not {self.kind}")
+        if self.projector is not None:
+            raise ValueError("filters bring both models to one width: take projector away")
+        if self.map == "cka":
+            raise ValueError("filters learn before similar layers are looked for: use another map, or name the layers")
+        layers = [*self.student, *(self.teacher or [])] if isinstance(self.student, list) else []
+        if isinstance(self.student, str) or isinstance(self.teacher, str) or 0 in layers:
+            raise ValueError("filters are behind blocks: name layers by their numbers, from 1")
 
 
 class UnfreezeSpec(Section):
@@ -189,6 +213,11 @@ def check_hints(recipe: Any, stages: list[Any]) -> None:
         hints: list[HintSpec] = stage.objective.hints
         if hints:
             _check_teacher_of_hints(recipe, hints)
+        filtered = [hint for hint in hints if hint.filters is not None]
+        if filtered and recipe.task is not None:
+            raise ValueError("objective.hints: filters of a recipe with a task learn its classes: set task.filters")
+        if len(filtered) > 1:
+            raise ValueError(f"objective.hints: {len(filtered)} hints with filters; one can name all layers")
         if any(hint.only_current for hint in hints) and (stage.unfreeze is None or stage.unfreeze.mode != "one"):
             raise ValueError("only_current compares the block that is being trained: set unfreeze.mode: one")
         for name, given in (("unfreeze", stage.unfreeze), ("pruning", stage.pruning)):

@@ -31,7 +31,7 @@ def spent_before(context: Context, job: Job, jobs: Sequence[Job]) -> Spent:
     if not context.recipe.budget.whole:
         return found
     for name in [each.name for each in (*jobs, job)]:
-        for kind in ("generate", "label"):
+        for kind in ("generate", "label", "filters-teacher", "filters-student"):
             record = context.folder.record(f"{kind}-{name}") or {}
             found = _plus(found, record.get("seconds", 0.0), 0, record.get("flops", 0.0))
     return found

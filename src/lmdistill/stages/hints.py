@@ -14,6 +14,7 @@ from lmdistill.data import Collator
 from lmdistill.errors import RecipeError
 from lmdistill.io import write_bytes
 from lmdistill.stages.context import Context
+from lmdistill.stages.filter_files import learnt_filters
 from lmdistill.teachers import LocalTeacher, Teacher
 from lmdistill.teachers.base import model_inputs
 from lmdistill.training.hints import HintSet
@@ -41,6 +42,7 @@ def hints_of(
             "teaching.kind: model and signals.kind: live"
         )
     device = next(model.parameters()).device
+    filtered = next((hint for hint in spec.hints if hint.filters is not None), None)
 
     def calibration() -> Sequence[Mapping[str, Any]]:
         if job.trajectories.on_policy:
@@ -59,6 +61,7 @@ def hints_of(
         vocabulary_size=vocabulary_size,
         seed=context.recipe.seed,
         tell=context.note,
+        filters=None if filtered is None else learnt_filters(context, job.name, filtered, model, teacher.model),
     )
 
 

@@ -21,6 +21,7 @@ from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.budget import Spent, share_used, spent_before, training_flops
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.drive import drive
+from lmdistill.stages.filters import learn_filters
 from lmdistill.stages.hints import save_projectors
 from lmdistill.stages.jobs import Equipment, Job, equip
 from lmdistill.stages.student import Student
@@ -94,7 +95,8 @@ def _train_through(
 ) -> PreTrainedModel:
     """The student after the jobs; its weights are kept between them, and after the last one where told so."""
     model, done = _latest(context, student, jobs, keys)
-    for job, key in list(zip(jobs, keys[1:], strict=True))[done:]:
+    for number, (job, key) in list(enumerate(zip(jobs, keys[1:], strict=True)))[done:]:
+        learn_filters(context, student, job, model, keys[number])
         with context.stage(job.name, key, describe(job.objective)) as facts:
             before = spent_before(context, job, jobs[: jobs.index(job)])
             train(context, student, job, key, model, facts, before=before)

@@ -103,7 +103,8 @@ def hint_problems(specs: Sequence[HintSpec], student: PreTrainedConfig, teacher:
                 except RecipeError as error:
                     yield str(error)
         by_path = any(isinstance(layers, str) and layers != FINAL for layers in (spec.student, spec.teacher))
-        if hint.same_width and spec.projector is None and not by_path and own.hidden_size != other.hidden_size:
+        bridged = spec.projector is not None or spec.filters is not None
+        if hint.same_width and not bridged and not by_path and own.hidden_size != other.hidden_size:
             yield (
                 f"{spec.kind} compares vectors of one width, but the student has {own.hidden_size} and the teacher "
                 f"{other.hidden_size}: set projector: {{kind: linear}} for it"
@@ -119,7 +120,7 @@ def projectors_for(
         spec = paired.spec.projector
         if spec is not None and not paired.hint.same_width:
             raise RecipeError(f"objective.hints: {paired.name} compares any two widths: take its projector away")
-        if not paired.hint.same_width:
+        if not paired.hint.same_width or paired.spec.filters is not None:
             continue
         for number, pair in enumerate(paired.pairs):
             own, other = widths(pair)

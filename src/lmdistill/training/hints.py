@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ from lmdistill.training.positions import Positions
 from lmdistill.training.projectors import project
 from lmdistill.training.taps import FINAL, BlockInputs, Place, Taps, Tell
 
+if TYPE_CHECKING:
+    from lmdistill.training.filters import FilterPair
+
 
 class HintSet(nn.Module):
     """The hints of one training."""
@@ -61,12 +64,14 @@ class HintSet(nn.Module):
         vocabulary_size: int | None = None,
         seed: int = 0,
         tell: Tell | None = None,
+        filters: FilterPair | None = None,
     ) -> None:
         """Hooks both models, which may be wrapped, and makes the projectors.
 
         `inputs` is something small that both models can be called with, to learn the widths of what is tapped;
         `calibration` gives batches for `map: cka`; `block_inputs` lets the student's blocks read the teacher's states;
-        `vocabulary_size` are the real ids, for `layer_logits`; `tell` is told what becomes slower.
+        `vocabulary_size` are the real ids, for `layer_logits`; `tell` is told what becomes slower; `filters` are those
+        of a hint with filters, which learnt the task.
         Raises RecipeError, ModelError where layers, modules or widths do not fit.
         """
         super().__init__()
@@ -78,7 +83,13 @@ class HintSet(nn.Module):
             torch.manual_seed(seed)
             device = next(bare(student).parameters()).device
             made = projectors_for(self.paired, lambda pair: (own[pair.student], other[pair.teacher]), device)
+        frozen: dict[str, nn.Module] = {}
+        for paired in self.paired:
+            if paired.spec.filters is not None:
+                made |= _filters_of(paired, 0, filters)
+                frozen |= _filters_of(paired, 1, filters)
         self.projectors = nn.ModuleDict(made)
+        self.teacher_filters = nn.ModuleDict(frozen).requires_grad_(False)
         self.factors = nn.Buffer(torch.ones(len(self.paired), dtype=torch.float64))
         self.measured_at = nn.Buffer(torch.tensor(-1))
         self.progress: Callable[[], float] = lambda: 0.0
@@ -158,6 +169,10 @@ class HintSet(nn.Module):
         """What an optimiser trains, a group for each learning rate of its own."""
         rates: dict[float | None, list[nn.Parameter]] = {}
         for paired in self.paired:
+            if paired.spec.filters is not None:
+                rates.setdefault(None, []).extend(
+                    p for n in range(len(paired.pairs)) for p in self.projectors[projector_key(paired, n)].parameters()
+                )
             if paired.spec.projector is not None:
                 keys = {projector_key(paired, number) for number in range(len(paired.pairs))}
                 for key in sorted(keys):
@@ -240,8 +255,11 @@ class HintSet(nn.Module):
         return state if place.layer == FINAL or norm is blocks_of(model)[-1] else norm(state)
 
     def _projected(self, paired: PairedHint, number: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        if paired.spec.projector is not None:
+        if paired.spec.projector is not None or paired.spec.filters is not None:
             student = project(self.projectors[projector_key(paired, number)], student)
+        if paired.spec.filters is not None:
+            with torch.no_grad():
+                teacher = project(self.teacher_filters[projector_key(paired, number)], teacher)
         return student, teacher
 
     # -- the rest ------------------------------------------------------------------------------------------------------
@@ -263,10 +281,12 @@ class HintSet(nn.Module):
 
     def _block_inputs(self, student: nn.Module) -> BlockInputs:
         paired = self.paired[0]
-        if paired.hint.takes != "hidden" or paired.spec.projector is not None:
+        bridge = "with a projector" if paired.spec.projector is not None else ""
+        bridge = "with filters" if paired.spec.filters is not None else bridge
+        if paired.hint.takes != "hidden" or bridge:
             raise RecipeError(
                 f"objective.block_inputs: teacher needs a first hint on hidden states of one width, not {paired.name} "
-                f"{'with a projector' if paired.spec.projector is not None else ''}".rstrip()
+                f"{bridge}".rstrip()
             )
         return BlockInputs(student, range(1, len(blocks_of(student)) + 1))
 
@@ -298,3 +318,12 @@ class HintSet(nn.Module):
         self._left[(whose, place)] -= 1
         taps = self._taps[whose]
         return taps.take(place) if self._left[(whose, place)] <= 0 else taps.peek(place)
+
+
+def _filters_of(paired: PairedHint, whose: int, filters: FilterPair | None) -> dict[str, nn.Module]:
+    """The filters of one model by the names of pairs. Raises RecipeError where they have not learnt the task."""
+    if filters is None:
+        raise RecipeError(f"objective.hints: the filters of {paired.name} have not learnt the task: none were given")
+    own = (filters.student, filters.teacher)[whose]
+    layers = [(pair.student, pair.teacher)[whose].layer for pair in paired.pairs]
+    return {projector_key(paired, number): own.at(int(layer)) for number, layer in enumerate(layers)}
