@@ -185,6 +185,7 @@ def test_filters_learn_behind_frozen_models_and_are_then_compared(
         stage["name"]: stage for stage in json.loads((result.folder / "accounting.json").read_text("utf-8"))["stages"]
     }
     assert costs["filters-teacher-distil"]["flops"] > 0
+    assert not [*(result.folder / "checkpoints").glob("*")]
     written = (result.folder / "filters-student-distil.safetensors").stat().st_mtime_ns
     run_recipe(made)
     assert (result.folder / "filters-student-distil.safetensors").stat().st_mtime_ns == written

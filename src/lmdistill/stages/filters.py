@@ -98,7 +98,8 @@ def _learn(
     folder = context.folder.file("checkpoints") / f"{name}-{key[:12]}"
     values = {name: value for name, value in job.training.items() if not name.startswith(_NOT_FOR_FILTERS)}
     arguments = training_arguments(
-        {**values, **hint.filters.training},
+        # A checkpoint would hold the frozen model: a stage this short begins anew, but where a signal stopped it.
+        {**values, "save_strategy": "no", **hint.filters.training},
         folder=folder,
         seed=context.recipe.seed,
         device=context.device,

@@ -21,7 +21,7 @@ from lmdistill.run_folder import fingerprint as fingerprint_of
 from lmdistill.stages.budget import Spent, share_used, spent_before, training_flops
 from lmdistill.stages.context import Context, Facts
 from lmdistill.stages.drive import drive
-from lmdistill.stages.filters import learn_filters
+from lmdistill.stages.filters import filter_stages, learn_filters
 from lmdistill.stages.hints import save_projectors
 from lmdistill.stages.jobs import Equipment, Job, equip
 from lmdistill.stages.student import Student
@@ -125,7 +125,8 @@ def _tidy(context: Context, jobs: list[Job]) -> None:
     """Remove the checkpoints of jobs whose result is saved."""
     parent = context.folder.file("checkpoints")
     for job in jobs:
-        for folder in [*parent.glob(f"{job.name}-*"), _between(context, job)]:
+        ended = [folder for name in (*filter_stages(job), job.name) for folder in parent.glob(f"{name}-*")]
+        for folder in [*ended, _between(context, job)]:
             if folder.is_dir():
                 shutil.rmtree(folder)
 
