@@ -44,6 +44,9 @@ class Inside:
     """Of each block queries, keys and values before rotary embedding, (L, H)."""
     logs: Tensor
     """Log-probabilities of the next token, (L, V)."""
+    logits: Tensor
+    final: Tensor
+    """Behind the final norm, (L, H)."""
 
 
 def read(model: Net, ids: list[int]) -> Inside:
@@ -58,11 +61,12 @@ def read(model: Net, ids: list[int]) -> Inside:
         parts.append(own)
         for part in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
             handles.append(part.register_forward_hook(lambda m, a, out, own=own: own.append(out[0])))
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+    found = model(torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+    logits, final = found.logits[0], found.hidden_states[-1][0]
     for handle in handles:
         handle.remove()
     embeddings = model.model.embed_tokens(torch.tensor(ids))
-    return Inside([embeddings, *(state[0] for state in states)], parts, logits.log_softmax(-1))
+    return Inside([embeddings, *(state[0] for state in states)], parts, logits.log_softmax(-1), logits, final)
 
 
 @dataclass
@@ -78,7 +82,9 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.student, self.teacher = net(0, 2, self.width), net(1, 4, 16).requires_grad_(False)
-        values = {"method": self.method, "teacher": {"model": "t"}, "data": {"train": [{"path": "d"}]}}
+        values: dict[str, Any] = {"method": self.method, "teacher": {"model": "t"}, "data": {"train": [{"path": "d"}]}}
+        if self.method == "distilbert":
+            values["student"] = {"depth": {"keep": 2}}
         found = recipe_stages(resolve_recipe(values))[self.stage].objective
         assert found is not None
         self.hints = None
@@ -118,6 +124,13 @@ class Scene:
             found += [value(own, other, place) for place in places]
         return torch.stack(found).mean()
 
+    def cross_entropy(self) -> Tensor:
+        """The mean of -log q of the next token, where it is trained."""
+        found = []
+        for (own, _), ids in zip(self.inside(), TEXTS, strict=True):
+            found += [-own.logs[i, ids[i + 1]] for i in range(1, len(ids) - 1)]
+        return torch.stack(found).mean()
+
     def kl(self) -> Tensor:
         return self.over(lambda own, other, i: (other.logs[i].exp() * (other.logs[i] - own.logs[i])).sum())
 
@@ -139,6 +152,18 @@ def unit(x: Tensor) -> Tensor:
 
 PAIRS = ((1, 2), (2, 4))
 """Layers of the student and, evenly spaced, of the teacher."""
+
+
+def test_distilbert_of_decoders() -> None:
+    """5 tau² KL of softened predictions, 2 cross-entropy, 1 - cosine of the states behind the final norm."""
+    scene = Scene("distilbert")
+
+    def softened(s: Inside, t: Inside, i: int) -> Tensor:
+        p, q = ((x.logits[i] / 2).softmax(-1) for x in (t, s))
+        return (p * (p.log() - q.log())).sum()
+
+    cosine = scene.over(lambda s, t, i: 1 - unit(s.final[i]) @ unit(t.final[i]))
+    scene.is_by_definition(5 * 4 * scene.over(softened) + 2 * scene.cross_entropy() + cosine)
 
 
 def test_minitron_with_hidden_states() -> None:
@@ -252,10 +277,7 @@ def test_ted_of_decoders() -> None:
     """The second stage: labels, predictions, and filtered states, the teacher's filters frozen."""
     pair = FilterPair(filters_of([1, 2], 8, 5), filters_of([2, 4], 16, 6))
     scene = Scene("ted_decoder", width=8, filters=pair)
-    labels = []
-    for (own, _), ids in zip(scene.inside(), TEXTS, strict=True):
-        labels += [-own.logs[i, ids[i + 1]] for i in range(1, len(ids) - 1)]
-    wanted = torch.stack(labels).mean() + scene.kl()
+    wanted = scene.cross_entropy() + scene.kl()
     for m, n in PAIRS:
         f, g = pair.student.at(m), pair.teacher.at(n)
         apart = scene.over(
