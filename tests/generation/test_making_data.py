@@ -21,10 +21,10 @@ from lmdistill.errors import BudgetSpent, DataError, RecipeError
 from lmdistill.generation.exporting import examples_of
 from lmdistill.io import read_json
 from lmdistill.progress import Progress
-from lmdistill.recipe import SourceSpec, dump_recipe, recipe_stages, resolve_recipe
+from lmdistill.recipe import DataGenerationSpec, SourceSpec, dump_recipe, recipe_stages, resolve_recipe
 from lmdistill.run_folder import RunFolder
 from lmdistill.stages.context import Context
-from lmdistill.stages.dry_run import estimate_data
+from lmdistill.stages.dry_run import estimate_data, untrained
 from lmdistill.stages.generate import make_data
 from lmdistill.stages.generated import generated_documents
 from lmdistill.teachers.ledger import reading
@@ -187,6 +187,24 @@ def test_a_dry_run_asks_nothing_and_knows_what_is_stored(seeds: Path, tmp_path: 
     assert after.ends
     assert after.estimate is None
     assert "all answers are there, for 12 rows" in after.sentence
+
+
+def test_a_dry_run_trains_no_ranker_and_wants_no_weights(seeds: Path, tmp_path: Path, tiny_llama_folder: Path) -> None:
+    demonstrations = {"count": 2, "choose": "ranked"}
+    values = recipe_for(
+        "http://127.0.0.1:9", seeds, tmp_path, tiny_llama_folder,
+        generation={"maker": "context", "demonstrations": demonstrations},
+    )  # fmt: skip
+    found = estimate_data(context_of(values))
+    assert found.estimate is not None
+    assert found.estimate.calls == 12
+    assert "by BM25 since the ranker is not trained yet" in found.sentence
+    kept = tmp_path / "run" / "generated" / "round-1"
+    (kept / "ranker" / "retriever").mkdir(parents=True)
+    (kept / "ranker" / "retriever" / "config.json").write_text("{}", encoding="utf-8")
+    spec, said = untrained(resolve_recipe(values).generation or DataGenerationSpec(), kept)
+    assert said == ""
+    assert (spec.demonstrations.choose, spec.demonstrations.encoder) == ("encoder", str(kept / "ranker" / "retriever"))
 
 
 def test_seeds_that_are_empty_or_lack_the_column_are_refused(

@@ -137,6 +137,16 @@ def test_a_dead_server_is_probed_one_call_at_a_time_and_then_given_up() -> None:
     assert max(gaps) <= 61.0
 
 
+def test_patience_ends_where_waits_are_longer_than_it() -> None:
+    async def work() -> float:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ServerLost):
+            await drive(gate_of(patience_seconds=5.0), lambda now: ("broken", None), 10_000.0, latency=0.1)
+        return loop.time()
+
+    assert 5 <= run_virtually(work()) <= 70  # one wait more than the patience, and no further ones
+
+
 def test_an_outage_is_waited_through() -> None:
     def say(now: float) -> tuple[Outcome, None]:
         return ("broken" if 20 <= now < 120 else "good"), None

@@ -20,10 +20,13 @@ from datasets import Dataset
 
 from lmdistill.data import Collator, DataReport, Document
 from lmdistill.errors import DataError, RecipeError
+from lmdistill.generation.makers import ASKS_THE_STUDENT
 from lmdistill.models import output_head, save_model
+from lmdistill.planning.asking import Asking, ask_few
 from lmdistill.recipe import ObjectiveSpec, Recipe, SourceSpec, StageSpec, TrajectoriesSpec, merge, recipe_stages
 from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context, Facts
+from lmdistill.stages.generated import SEEDS
 from lmdistill.stages.jobs import Job
 from lmdistill.stages.label import label_dataset
 from lmdistill.stages.prepare import Sources, encode, prompts_dataset, read_sources, stage_documents, teacher_dataset
@@ -78,6 +81,8 @@ class Calibration:
     save_rate: float = 0.0
     """Bytes of weights a second, written to the disk."""
     student_load: float = 0.0
+    student_bytes: int = 0
+    """Of its weights before training."""
     base_seconds: float = 0.0
     """Of the teacher's layers, a token."""
     head_seconds: float = 0.0
@@ -89,6 +94,8 @@ class Calibration:
     """By stage: seconds and tokens that the teacher wrote of a sample, and how many times as much the stage needs."""
     labelled: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """By stage: seconds and tokens that were asked for of a sample, and bytes of the store a token."""
+    asking: Asking | None = None
+    """What a teacher behind an API is asked; None where nobody makes data."""
     unknown: list[str] = field(default_factory=list)
 
 
@@ -103,32 +110,81 @@ def small_recipe(recipe: Recipe, runs: str) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def calibrate(recipe: Recipe, context: Context) -> tuple[Calibration, Student, Sources]:
-    """Measure; `context` is that of the small recipe. Raises what the run would raise."""
+def calibrate(recipe: Recipe, context: Context, ask: int) -> tuple[Calibration, Student, Sources]:
+    """Measure; `context` is that of the small recipe, `ask` the questions to a teacher behind an API.
+
+    Raises what the run would raise.
+    """
     found = Calibration()
     with _timed() as clock:
         sources = read_sources(context)
     found.read_seconds = clock.seconds
     with _timed() as clock:
-        teacher = context.teacher
+        teacher = None if context.is_elsewhere else context.teacher
     found.teacher_load = clock.seconds
     tokenizer = tokenizer_for_calibration(context)
     stages = recipe_stages(recipe)
+    if any(source.is_generated for stage in stages for source in stage.train or []):
+        found.asking = _asking(recipe, context, sources, ask)
+        found.unknown += found.asking.unknown
     for stage in stages:
-        documents, report = stage_documents(sources, stage, _not_written)
-        found.texts[stage.name] = _encoded(context, documents, tokenizer, f"train-{stage.name}", report)
+        documents, report, times = _documents(found, sources, stage, recipe.seed)
+        found.texts[stage.name] = _encoded(context, documents, tokenizer, f"train-{stage.name}", report, times)
     for name, documents in sources.heldout.items():
         found.heldout[name] = _encoded(context, documents, tokenizer, f"heldout-{name}", DataReport())
     first = found.texts[stages[0].name].dataset
-    found.base_seconds, found.head_seconds = _teacher_rate(teacher, first)
+    if teacher is not None:
+        found.base_seconds, found.head_seconds = _teacher_rate(teacher, first)
     student, _ = construct_student(context, first if needs_calibration(context.recipe.student) else None)
-    weights = sum(file.stat().st_size for file in student.folder.glob("*.safetensors"))
-    found.save_rate, found.student_load = _disk(context, student, weights)
+    found.student_bytes = sum(file.stat().st_size for file in student.folder.glob("*.safetensors"))
+    found.save_rate, found.student_load = _disk(context, student, found.student_bytes)
     for stage in stages:
         _stage(context, found, student, stage, sources)
-    if "sft" in recipe.evaluation.baselines:
+    if "sft" in recipe.evaluation.baselines and _has_sft(found, stages):
         _baseline(context, found, student, stages[-1])
     return found, student, sources
+
+
+def _asking(recipe: Recipe, context: Context, sources: Sources, ask: int) -> Asking:
+    """A few questions to whoever makes data; a maker that asks the student asks it as it is before training."""
+    assert recipe.generation is not None
+    student = None
+    if recipe.generation.maker in ASKS_THE_STUDENT:
+        if needs_calibration(context.recipe.student):
+            raise RecipeError(
+                "the student is built from text that only the student can bring about: set "
+                "student.depth.importance: uniform"
+            )
+        student, _ = construct_student(context, None)
+    return ask_few(recipe, context, student, sources.heldout, ask)
+
+
+def _documents(
+    found: Calibration, sources: Sources, stage: StageSpec, seed: int
+) -> tuple[list[Document], DataReport, float]:
+    """The documents of a stage, and how many times as many the run will have of them."""
+    more = 0.0
+
+    def written(source: SourceSpec) -> tuple[list[Document], DataReport]:
+        nonlocal more
+        assert found.asking is not None
+        documents, report, times = found.asking.documents(source, seed)
+        more += len(documents) * (times - 1)
+        return documents, report
+
+    documents, report = stage_documents(sources, stage, written)
+    return documents, report, 1 + more / max(1, len(documents))
+
+
+def _has_sft(found: Calibration, stages: list[StageSpec]) -> bool:
+    """Whether the student is trained once more without the teacher: where that is another training."""
+    if found.asking is not None:
+        return found.asking.answered
+    return any(
+        (stage.objective is not None and stage.objective.needs_teacher)
+        or (stage.trajectories is not None and stage.trajectories.source != "dataset")
+        for stage in stages
+    )
 
 
 def _stage(context: Context, found: Calibration, student: Student, stage: StageSpec, sources: Sources) -> None:
@@ -136,7 +192,7 @@ def _stage(context: Context, found: Calibration, student: Student, stage: StageS
     assert stage.trajectories is not None
     assert stage.objective is not None
     text = found.texts[stage.name]
-    documents, _ = stage_documents(sources, stage, _not_written)
+    documents, _, _ = _documents(found, sources, stage, context.recipe.seed)
     dataset, store = text.dataset, None
     if stage.trajectories.teacher_writes or stage.trajectories.on_policy:
         dataset = _written(context, found, student, stage, documents)
@@ -179,6 +235,9 @@ def _baseline(context: Context, found: Calibration, student: Student, stage: Sta
     if objective is None or objective.needs_teacher:
         objective = ObjectiveSpec.model_validate(_SFT)
     dataset = found.texts[stage.name].dataset
+    if found.asking is not None:
+        documents, report, _ = found.asking.documents(SourceSpec(path=SEEDS), context.recipe.seed)
+        dataset = encode(context, documents[:_SAMPLE], student.tokenizer, "train-seeds", report)
     found.paces["sft"] = _pace(context, student, stage, objective, TrajectoriesSpec(), dataset, None, "sft")
 
 
@@ -206,7 +265,7 @@ def _pace(
     facts = Facts()
     with _timed() as clock:
         train(context, student, job, f"plan-{name}", model, facts)
-    times = [_moment(event) for event in context.folder.events() if event["kind"] == "step" and event["stage"] == name]
+    times = [moment(event) for event in context.folder.events() if event["kind"] == "step" and event["stage"] == name]
     if len(times) < 2:
         raise DataError(f"stage {name}: the text is over after {len(times)} steps, too few to time one")
     step = statistics.median(late - early for early, late in pairwise(times))
@@ -220,17 +279,23 @@ def _pace(
     )
 
 
-def _moment(event: Mapping[str, Any]) -> float:
+def moment(event: Mapping[str, Any]) -> float:
+    """When an event of a run was written, in seconds."""
     return datetime.datetime.fromisoformat(event["time"]).timestamp()
 
 
-def _encoded(context: Context, documents: list[Document], tokenizer: Any, name: str, report: DataReport) -> Text:
-    """A sample of the documents, spread over all of them, encoded and packed; the whole by its characters."""
+def _encoded(
+    context: Context, documents: list[Document], tokenizer: Any, name: str, report: DataReport, times: float = 1.0
+) -> Text:
+    """A sample of the documents, spread over all of them, encoded and packed; the whole by its characters.
+
+    `times` is how many times as much text there will be.
+    """
     if not documents:
         raise RecipeError(f"{name}: no document is left")
     every = max(1, len(documents) // _SAMPLE)
-    sample = documents[::every][:_SAMPLE]
-    few = sample[: max(1, len(sample) // 8)]
+    sample = _with_all_tasks(documents[::every][:_SAMPLE], documents)
+    few = _with_all_tasks(sample[: max(1, len(sample) // 8)], sample)
     with _timed() as small:
         encode(context, few, tokenizer, f"few-{name}", DataReport())
     with _timed() as large:
@@ -238,10 +303,18 @@ def _encoded(context: Context, documents: list[Document], tokenizer: Any, name: 
     whole, of_sample, of_few = (sum(len(each.plain) for each in part) for part in (documents, sample, few))
     # Setting up costs the same for any number of documents; the rest grows with their length.
     slope = max(0.0, large.seconds - small.seconds) / max(1, of_sample - of_few)
-    seconds = large.seconds + slope * (whole - of_sample)
-    share = whole / max(1, of_sample)
+    seconds = large.seconds + slope * max(0.0, times * whole - of_sample)
+    share = times * whole / max(1, of_sample)
     tokens = sum(len(ids) for ids in dataset["input_ids"])
-    return Text(len(documents), whole, tokens * share, len(dataset) * share, seconds, dataset)
+    counts = round(times * len(documents)), round(times * whole)
+    return Text(*counts, tokens * share, len(dataset) * share, seconds, dataset)
+
+
+def _with_all_tasks(part: list[Document], whole: list[Document]) -> list[Document]:
+    """Some of the documents, and the first one of each task that they lack: `data.balance` wants rows of each."""
+    first = {document.task: document for document in reversed(whole)}
+    there = {document.task for document in part}
+    return [*part, *(document for task, document in first.items() if task not in there)]
 
 
 @torch.no_grad()
@@ -273,11 +346,6 @@ def _rows(stage: StageSpec) -> int:
     accumulation = int(stage.training.get("gradient_accumulation_steps", 1))
     rows = int(stage.training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
     return rows * (1 if accumulation > 2 else accumulation)
-
-
-def _not_written(source: SourceSpec) -> tuple[list[Document], DataReport]:
-    """Text that an API has yet to write. Raises RecipeError."""
-    raise RecipeError(f"{source.path}: an API writes this text during the run, so that no step can be taken on it now")
 
 
 @dataclass

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lmdistill.console import clean, duration
 from lmdistill.display import facts, size
-from lmdistill.planning.records import HardwarePlan, Plan, ScalePlan
+from lmdistill.planning.records import ApiPlan, HardwarePlan, Plan, ScalePlan
 from lmdistill.report.costs import quantity
 
 
@@ -36,6 +36,8 @@ def plan_page(plan: Plan) -> RenderableType:
     }
     if plan.money is not None:
         sums["money"] = f"US $ {plan.money:.4g}"
+    if plan.api is not None:
+        sums["API"] = _asked(plan.api)
     sums["calibration"] = f"{duration(plan.calibration_seconds)}, beside {duration(plan.startup_seconds)} to start"
     parts: list[RenderableType] = [table, "", facts(sums)]
     if plan.unknown:
@@ -49,6 +51,17 @@ def plan_page(plan: Plan) -> RenderableType:
     if plan.scale is not None:
         parts += ["", *_scaled(plan.scale)]
     return Group(*parts)
+
+
+def _asked(found: ApiPlan) -> str:
+    """What a teacher behind an API is asked in a round."""
+    money = "the model has no price" if found.money is None else f"US $ {found.money:.4g}"
+    time = f"{duration(found.seconds)}, " if found.seconds is not None else ""
+    said = (
+        f"a round: {found.requests:,} requests, {found.stored:,} of them in the ledger or asked twice; {found.calls:,} "
+        f"calls, {found.prompt_tokens:,} tokens of prompts and {found.output_tokens:,} of answers, {time}{money}"
+    )
+    return said + (f"; {found.asked:,} were asked now and are not asked again" if found.asked else "")
 
 
 def _there(found: HardwarePlan) -> RenderableType:

@@ -10,16 +10,20 @@ from lmdistill.accounting import forward_flops, training_flops_of
 from lmdistill.planning.calibrate import Calibration, Pace, Text
 from lmdistill.planning.records import StagePlan
 from lmdistill.recipe import Recipe, StageSpec, StudentSpec, recipe_stages
+from lmdistill.stages.generate import round_of
 from lmdistill.training.arguments import DEFAULTS
 
+ROUND = "generate-round-"
+"""Beginning of the name of a round in which a teacher behind an API is asked."""
 
-def student_stage(recipe: Recipe, found: Calibration, depth: int, weights: int) -> StagePlan:
-    """Building the student: loading the teacher, ranking its layers, saving. `weights` are the student's bytes."""
+
+def student_stage(recipe: Recipe, found: Calibration, depth: int) -> StagePlan:
+    """Building the student: loading the teacher of `depth` layers, ranking them, saving."""
     layers, heads = construction_passes(recipe.student, depth)
     tokens = min(recipe.student.calibration_tokens, max(text.tokens for text in found.texts.values()))
     ranking = tokens * (layers / depth * found.base_seconds + heads * found.head_seconds)
     loads = 0.0 if recipe.student.start == "pretrained" else found.teacher_load
-    saving = weights / max(1.0, found.save_rate)
+    saving = found.student_bytes / max(1.0, found.save_rate)
     return StagePlan(
         name="student",
         seconds=loads + ranking + saving,
@@ -95,6 +99,7 @@ def training_stage(
         written=steps * pace.written,
         flops=steps * (step_flops + step_teacher),
         teacher_flops=steps * step_teacher,
+        steps=steps,
         how=f"{steps:,.0f} steps of {pace.step_seconds:.2f} s, {pace.start_seconds:.1f} s before, "
         f"{saving + end:.1f} s of saving",
     )
@@ -133,12 +138,25 @@ def written_stage(stage: StageSpec, found: Calibration, teacher: PreTrainedModel
     )
 
 
-def labelled_stage(recipe: Recipe, stage: StageSpec, found: Calibration, teacher: PreTrainedModel) -> StagePlan:
-    """The teacher's word on all of a stage's text, kept on disk, and on what a new store's codec is learnt from."""
+def asked_stages(recipe: Recipe, found: Calibration, stage: StageSpec) -> list[StagePlan]:
+    """The round in which a teacher behind an API writes for a stage, where it has one of its own."""
+    asking = found.asking
+    if asking is None or not any(source.is_generated for source in stage.train or []):
+        return []
+    tokens = float(asking.plan.prompt_tokens + asking.plan.output_tokens)
+    name = f"{ROUND}{round_of(recipe, stage.name)}"
+    return [StagePlan(name=name, seconds=asking.seconds, tokens=tokens, how=asking.how)]
+
+
+def labelled_stage(recipe: Recipe, stage: StageSpec, found: Calibration, teacher: PreTrainedModel | None) -> StagePlan:
+    """The teacher's word on all of a stage's text, kept on disk, and on what a new store's codec is learnt from.
+
+    `teacher` is None where its weights are not here: it is a server's work, or was done before.
+    """
     seconds, tokens, _ = found.labelled[stage.name]
     text = found.texts[stage.name].tokens
     total = text + min(text, recipe.signals.calibration_tokens)
-    flops = forward_flops(teacher, total, recipe.data.max_length)
+    flops = forward_flops(teacher, total, recipe.data.max_length) if teacher is not None else 0.0
     return StagePlan(
         name=f"label-{stage.name}",
         seconds=seconds * total / max(1.0, tokens),
@@ -149,10 +167,10 @@ def labelled_stage(recipe: Recipe, stage: StageSpec, found: Calibration, teacher
     )
 
 
-def disk(recipe: Recipe, found: Calibration, initial: int, parameters: int, signals: float) -> tuple[int, int]:
+def disk(recipe: Recipe, found: Calibration, parameters: int, signals: float) -> tuple[int, int]:
     """Bytes of the run's folder at the end, and while checkpoints lie in it."""
     save = {"bfloat16": 2, "float16": 2, "float32": 4}[recipe.student.save_dtype] * parameters
-    models = initial + save * (1 + ("sft" in recipe.evaluation.baselines))
+    models = found.student_bytes + save * (1 + ("sft" in found.paces))
     texts = sum(_text_bytes(text) for text in [*found.texts.values(), *found.heldout.values()])
     end = models + texts + signals + 6e6  # the page brings its charts along
     stages = recipe_stages(recipe)

@@ -43,10 +43,12 @@ def plan_evaluation(
     *,
     startup_seconds: float,
     length: int,
+    elsewhere: bool = False,
 ) -> Judged:
     """Time a little of each part with teacher and student, and scale it.
 
-    `teacher` None: it is not scored (it is elsewhere, or cuts text otherwise, which `unknown` then says).
+    `teacher` None: it is not timed, because it is not scored (`elsewhere`), or because it cuts text otherwise, which
+    `unknown` then says.
     """
     students = 1 + len(spec.baselines)
     seconds = {"loading": students * found.student_load}
@@ -65,7 +67,7 @@ def plan_evaluation(
     if spec.responses is not None and teacher is not None and found.heldout:
         more, written = _answers(spec, spec.responses, found, teacher, student, tokenizer, together, alone)
         seconds["answers"] = more
-    unknown = [] if teacher is not None else ["the evaluation of a teacher that is elsewhere or cuts text otherwise"]
+    unknown = ["the evaluation of a teacher that cuts text otherwise"] if teacher is None and not elsewhere else []
     if spec.suites is not None:
         unknown.append("the suites of the evaluation (evaluation.suites)")
     teacher_flops = forward_flops(teacher, tokens_by + written, length) if teacher is not None else 0.0

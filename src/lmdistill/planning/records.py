@@ -23,8 +23,35 @@ class StagePlan(_Record):
     flops: float = 0.0
     teacher_flops: float = 0.0
     """Of `flops`, the teacher's."""
+    steps: float = 0.0
+    """Optimiser steps of a training."""
     how: str = ""
     """What was measured and how it was scaled."""
+
+
+class ApiPlan(_Record):
+    """What a teacher behind an API is asked in a round, and what that takes."""
+
+    requests: int
+    stored: int
+    """Of these, answers that are in the ledger already, those of the calibration among them."""
+    calls: int
+    """Requests that are left to ask; none is taken to fail."""
+    prompt_tokens: int
+    output_tokens: int
+    money: float | None
+    """US dollars by the recipe's prices or the table; None where the model has none."""
+    seconds: float | None = None
+    """Of asking; None where the teacher could not be timed."""
+    call_seconds: float = 0.0
+    """Of one call, as measured."""
+    at_a_time: int = 1
+    asked: int = 0
+    """Calls of the calibration, failed ones among them; answers are in the run's ledger and not paid for again."""
+    problem: str = ""
+    """Why the teacher could not be timed."""
+    limit: str = ""
+    """Which of the recipe's limits will end the asking before its end."""
 
 
 class HardwarePlan(_Record):
@@ -80,12 +107,14 @@ class Plan(_Record):
     peak_disk_bytes: int
     """While it trains: checkpoints come to it."""
     money: float | None
-    """US dollars, where the recipe says what the machine costs."""
+    """US dollars: the machine's, where the recipe says what it costs, and the API's."""
     joules: float
     energy: str
     """By which watts."""
     calibration_seconds: float
     unknown: list[str] = []
     """What the run does and the plan does not know."""
+    api: ApiPlan | None = None
+    """Of a round in which a teacher behind an API is asked."""
     hardware: HardwarePlan | None = None
     scale: ScalePlan | None = None

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from lmdistill.accounting import forward_flops
 from lmdistill.doctor import Diagnosis
 from lmdistill.planning.calibrate import Calibration
+from lmdistill.planning.estimate import ROUND
 from lmdistill.planning.hardware import on_hardware
 from lmdistill.planning.records import Plan, ScalePlan, StagePlan
 from lmdistill.planning.scaling import Case, DistillationLaw, advise
@@ -32,6 +33,7 @@ def scaled(
     """Training alone, on so many tokens, at the pace that was measured; and what the scaling law says of it."""
     names = [stage.name for stage in recipe_stages(recipe)]
     before = [f"{kind}-{name}" for kind in ("generate", "label") for name in names]
+    before += [stage.name for stage in plan.stages if stage.name.startswith(ROUND)]
     chosen = [stage for stage in plan.stages if stage.name in names + before]
     trained = sum(stage.tokens for stage in chosen if stage.name in names)
     factor = tokens / max(1.0, trained)

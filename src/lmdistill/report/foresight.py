@@ -32,6 +32,13 @@ def _rows(plan: Mapping[str, Any], accounting: Mapping[str, Any]) -> list[dict[s
     for label, key in (("most memory, MiB", "memory_bytes"), ("disk at the end, MiB", "disk_bytes")):
         found = accounting.get("peak_memory_bytes" if key == "memory_bytes" else key)
         rows.append(_row(label, plan[key] / 2**20, found / 2**20 if found else None, ""))
+    api, bill = plan.get("api"), accounting.get("api")
+    if api is not None and bill is not None:
+        rounds = sum(name.startswith("generate-round-") for name in planned)
+        # The ledger counts what the plan itself asked among the run's calls.
+        rows.append(_row("calls of the API", float(rounds * api["calls"] + api["asked"]), float(bill["calls"]), ""))
+        if api["money"] is not None and not api["asked"]:
+            rows.append(_row("the API's bill, US $", rounds * api["money"], bill["money"], ""))
     return rows
 
 

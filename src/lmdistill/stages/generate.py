@@ -86,10 +86,9 @@ def make_data(
             teacher = owned.enter_context(
                 ApiTeacher(api, folder=context.folder.path, run=recipe.name, progress=context.progress)
             )
-        counting = _Counting(teacher, context)
+        counting = Counting(teacher, context)
         desk = _desk(context, spec, counting, worker, number, key, folder)
-        verifier = owned.enter_context(Verifier(spec.verify)) if spec.verify is not None else None
-        kept, dropped = _rows(desk, seeds, verifier, heldout or {})
+        kept, dropped = _rows(desk, seeds, heldout or {})
         if spec.preferences is not None:
             write_preferences(folder, kept, dropped, spec.preferences, recipe.seed)
         costs = counting.costs((time.monotonic() - started) / 60)
@@ -105,6 +104,19 @@ def make_data(
     if not kept:
         raise DataError(_nothing_kept(folder, dropped))
     return Made(folder, skipped=False)
+
+
+def rows_of_few(
+    context: Context,
+    spec: DataGenerationSpec,
+    counting: Counting,
+    seeds: Sequence[Seed],
+    heldout: Mapping[str, Sequence[Document]],
+    worker: StudentAtWork | None = None,
+) -> tuple[list[Example], list[Drop]]:
+    """What a round makes of a few seeds, kept and dropped: for a plan. Nothing is written but the ledger's answers."""
+    folder = context.folder.file(GENERATED) / "few"
+    return _rows(_desk(context, spec, counting, worker, 1, "plan", folder), seeds, heldout)
 
 
 def _fingerprint(
@@ -132,7 +144,7 @@ def _fingerprint(
 def _desk(
     context: Context,
     spec: DataGenerationSpec,
-    counting: _Counting,
+    counting: Counting,
     worker: StudentAtWork | None,
     number: int,
     key: str,
@@ -158,19 +170,20 @@ def _desk(
 
 
 def _rows(
-    desk: Desk, seeds: Sequence[Seed], verifier: Verifier | None, heldout: Mapping[str, Sequence[Document]]
+    desk: Desk, seeds: Sequence[Seed], heldout: Mapping[str, Sequence[Document]]
 ) -> tuple[list[Example], list[Drop]]:
     """What the maker makes, verified and filtered: kept, and dropped."""
-    if verifier is not None:
-        desk.checker = lambda response, seed: _verdict(verifier, response, seed)
-    rows = _verified(MAKERS[desk.spec.maker](desk, seeds), verifier, {seed.id: seed for seed in seeds})
-    pool = [example.prompt for example in desk.earlier]
-    kept, dropped = [], []
-    for each in apply_filters(rows, desk.spec.filters, _comparable(heldout), pool):
-        if isinstance(each, Drop):
-            dropped.append(each)
-        else:
-            kept.append(each)
+    spec = desk.spec
+    kept: list[Example] = []
+    dropped: list[Drop] = []
+    with ExitStack() as owned:
+        verifier = owned.enter_context(Verifier(spec.verify)) if spec.verify is not None else None
+        if verifier is not None:
+            desk.checker = lambda response, seed: _verdict(verifier, response, seed)
+        rows = _verified(MAKERS[spec.maker](desk, seeds), verifier, {seed.id: seed for seed in seeds})
+        pool = [example.prompt for example in desk.earlier]
+        for each in apply_filters(rows, spec.filters, _comparable(heldout), pool):
+            dropped.append(each) if isinstance(each, Drop) else kept.append(each)
     return kept, dropped
 
 
@@ -226,12 +239,14 @@ def _nothing_kept(folder: Path, dropped: Sequence[Drop]) -> str:
 
 
 @dataclass
-class _Counting:
-    """Shows how many answers have come."""
+class Counting:
+    """Asks the teacher, and counts and shows how many answers have come."""
 
     teacher: ApiTeacher | None
     context: Context
     answers: int = 0
+    seconds: float = 0.0
+    """Of all calls that brought them, one after the other."""
     prompt: int = 0
     cached: int = 0
     reasoning: int = 0
@@ -252,6 +267,7 @@ class _Counting:
     def _count(self, answer: Answer) -> None:
         usage = answer.usage
         self.answers += 1
+        self.seconds += answer.seconds
         self.prompt += usage.prompt
         self.cached += usage.cached
         self.reasoning += usage.reasoning

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lmdistill.data import fingerprint
+from lmdistill.data import DataReport, fingerprint
 from lmdistill.errors import RecipeError
 from lmdistill.evaluation import Role
 from lmdistill.evaluation.results import Evaluation
@@ -46,6 +46,8 @@ class TaskRun:
     order: list[str] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
     steps: int = 0
+    reports: dict[str, DataReport] = field(default_factory=dict)
+    """What became of the rows of each training and held-out set."""
 
     def log(self, name: str, skipped: bool) -> None:
         """Note that a stage was carried out, or was there already."""
@@ -163,6 +165,7 @@ def run_task(context: Context) -> TaskRun:
     own_words = recipe.student.start == "pretrained" and recipe.student.model is not None and recipe.task.bilstm is None
     tokenizer = load_tokenizer(recipe.student.model if own_words and recipe.student.model else recipe.teacher)
     data = read_task(context, tokenizer)
+    run.reports = data.reports
     teachers = Teachers(context, data, run)
     start = _student(context, data, teachers, run)
     stages = recipe_stages(recipe)

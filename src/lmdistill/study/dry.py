@@ -47,7 +47,7 @@ def _plan(spec: StudySpec, cell: Cell, progress: Progress) -> Plan:
     except (FileNotFoundError, CorruptFile, ValueError):
         pass
     with progress.stage(f"plan {cell.name}"):
-        plan = make_plan(resolve_recipe(anchored.recipe, source=f"cell {cell.name}"), progress=progress)
+        plan = make_plan(resolve_recipe(anchored.recipe, source=f"cell {cell.name}"), ask=0, progress=progress)
     write_json(file, plan.model_dump(mode="json"))
     return plan
 

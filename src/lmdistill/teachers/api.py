@@ -22,7 +22,7 @@ from typing import Self
 from lmdistill.progress import Progress
 from lmdistill.recipe import ApiSpec
 from lmdistill.teachers.api_asker import Asker, Pending
-from lmdistill.teachers.api_estimate import Estimate, estimate
+from lmdistill.teachers.api_estimate import ENOUGH_ANSWERS, Estimate, estimate
 from lmdistill.teachers.api_http import HttpTransport, Transport
 from lmdistill.teachers.api_loop import LoopThread
 from lmdistill.teachers.api_read import Reader
@@ -128,9 +128,12 @@ class ApiTeacher:
             self._give_up(window)
             self._windows = [other for other in self._windows if other is not window]
 
-    def estimate(self, requests: Iterable[Request]) -> Estimate:
-        """What answering these would cost; nothing is asked. Raises DataError for a request that cannot be asked."""
-        return estimate(self.ledger, self.reader, self.budget, self.identity, requests)
+    def estimate(self, requests: Iterable[Request], enough: int = ENOUGH_ANSWERS) -> Estimate:
+        """What answering these would cost; nothing is asked. `enough` earlier answers say how long they are.
+
+        Raises DataError for a request that cannot be asked.
+        """
+        return estimate(self.ledger, self.reader, self.budget, self.identity, requests, enough)
 
     def key(self, request: Request) -> str:
         """The ledger's key of a request. Raises DataError for one that cannot be asked."""

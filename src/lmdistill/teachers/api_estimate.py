@@ -54,12 +54,20 @@ class Estimate:
 
 
 def estimate(
-    ledger: Ledger, reader: Reader, budget: Budget, identity: Identity, requests: Iterable[Request]
+    ledger: Ledger,
+    reader: Reader,
+    budget: Budget,
+    identity: Identity,
+    requests: Iterable[Request],
+    enough: int = ENOUGH_ANSWERS,
 ) -> Estimate:
-    """What answering these would take. Raises DataError for a request that cannot be asked."""
+    """What answering these would take; `enough` earlier answers are learnt from.
+
+    Raises DataError for a request that cannot be asked.
+    """
     ledger.flush()
     sample = ledger.sample_usage(identity.model)
-    learned = len(sample) if len(sample) >= ENOUGH_ANSWERS else 0
+    learned = len(sample) if len(sample) >= enough else 0
     per_byte = sum(usage.prompt for _, usage in sample) / sum(size for size, _ in sample) if learned else None
     written = sum(usage.output for _, usage in sample) / learned if learned else None
     asked: set[str] = set()

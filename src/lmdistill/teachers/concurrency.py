@@ -225,7 +225,8 @@ class Gate:
         """Give up where nothing has succeeded for as long as patience lasts."""
         if self._failing_since is None or now - self._last_failure > self._retries.patience_seconds:
             self._failing_since = now
-        self._last_failure = now
+        # Until then nobody may call: a wait that is longer than the patience is no time without failures.
+        self._last_failure = max(now, self.breaker.closed_until, self._paused_until)
         seconds = now - self._failing_since
         if seconds >= self._retries.patience_seconds:
             self.stop(
