@@ -7,9 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
 from lmdistill.errors import RecipeError
 from lmdistill.recipe import (
     QUANTIZATIONS,
+    ApiSpec,
     EvaluationSpec,
     ExportSpec,
     FieldNames,
@@ -20,6 +23,7 @@ from lmdistill.recipe import (
     resolve_section,
     section_of,
 )
+from lmdistill.recipe.whole import REMOTE
 
 _COMMIT = re.compile(r"(?P<model>.+)@(?P<revision>[0-9a-f]{7,40})")
 
@@ -40,6 +44,23 @@ def model_spec(text: str) -> ModelSpec:
     if pinned and not folder.exists():
         return ModelSpec(model=pinned["model"], revision=pinned["revision"])
     return ModelSpec(model=text)
+
+
+def named_model(text: str, base_url: str | None, ledger: Path | None = None) -> ModelSpec | ApiSpec:
+    """A model as `lmdistill evaluate` takes it: weights as in `model_spec`, or `api:NAME`, a name on the server at
+    `base_url`, whose answers are kept in `ledger`. Raises RecipeError for `api:` without an address."""
+    if not text.startswith(REMOTE):
+        return model_spec(text)
+    if base_url is None:
+        raise RecipeError(
+            f"{text}: where is that server? --base-url https://api.openai.com/v1, or http://127.0.0.1:8000/v1"
+        )
+    name = text.removeprefix(REMOTE)
+    kept = None if ledger is None else str(ledger)
+    try:
+        return ApiSpec(model=name, base_url=base_url, ledger=kept)
+    except ValidationError as error:
+        raise RecipeError(f"--base-url: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def sources(words: Sequence[str], text_column: str = "text") -> dict[str, SourceSpec]:

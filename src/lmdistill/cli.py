@@ -203,7 +203,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="Folders of models or runs, Hugging Face names, or package:NAME; a GGUF file by its path.",
+            help="Folders of models or runs, Hugging Face names, or package:NAME; a GGUF file by its path; "
+            "api:NAME with --base-url.",
         ),
     ],
     data: Annotated[
@@ -223,6 +224,12 @@ def evaluate(
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Measure agreement with this model and divergence from it.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Server of the models api:NAME; the key is in LMDISTILL_API_KEY.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep that server's answers here: none is paid for twice.")
     ] = None,
     text: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the text in the data.")] = "text",
     overrides: Annotated[
@@ -246,11 +253,11 @@ def evaluate(
     if not data and not suite:
         raise DataError("nothing to measure: name held-out text (--data) or a suite (--suite tasks)")
     with progress.stage("start"):
-        from lmdistill.arguments import evaluation_spec, model_spec, sources
+        from lmdistill.arguments import evaluation_spec, named_model, sources
         from lmdistill.pipeline import evaluate_models
     evaluation = evaluate_models(
-        [model_spec(model) for model in models],
-        teacher=model_spec(teacher) if teacher is not None else None,
+        [named_model(model, base_url, ledger) for model in models],
+        teacher=named_model(teacher, base_url, ledger) if teacher is not None else None,
         data=sources(data or [], text),
         spec=evaluation_spec(overrides or [], suite or [], limit),
         max_length=max_length,
@@ -635,6 +642,10 @@ def plan(
     law: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Coefficients of the distillation scaling law (JSON).")
     ] = None,
+    ask: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Ask a teacher behind an API about so many questions now; 0 asks none."),
+    ] = 8,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -642,7 +653,8 @@ def plan(
     """Predict a run before it: time, memory, disk, operations, energy and money by stage.
 
     Takes a few real steps of the recipe with its own teacher and a student of its size in a temporary folder, and
-    scales them. Kept as plan.json in the run's folder: the report sets it against what then happened.
+    scales them. A teacher behind an API is asked a few questions, which the run then finds in its ledger and does not
+    pay for again. Kept as plan.json in the run's folder: the report sets it against what then happened.
     """
     progress = make_console_progress(quiet, as_json)
     with progress.stage("start", str(recipe)):
@@ -653,7 +665,7 @@ def plan(
         loaded = load_recipe(recipe, overrides or [])
         elsewhere = elsewhere_of(hardware, hardware_file, utilisation, price)
         given = load_law(law) if law is not None else None
-    found = make_plan(loaded, elsewhere=elsewhere, tokens=tokens, law=given, progress=progress)
+    found = make_plan(loaded, elsewhere=elsewhere, tokens=tokens, law=given, ask=ask, progress=progress)
     file = write_plan(found, loaded.folder)
     if as_json:
         _answer(file=file, **found.model_dump(mode="json"))

@@ -7,7 +7,6 @@ Each stage writes into the run's folder, is skipped when its inputs are unchange
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,21 +17,14 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lmdistill.data import DataReport, Document, build_dataset, load_documents
-from lmdistill.doctor import examine, tokenizer_differences
-from lmdistill.errors import ModelError, RecipeError, TokenizerMismatch
-from lmdistill.evaluation import Evaluation, Role, Subject, evaluate
-from lmdistill.evaluation.speakers import LocalSpeaker
-from lmdistill.evaluation.suites import Bench, check_suites, run_suites
-from lmdistill.evaluation.suites.judge import opened_judge
+from lmdistill.data import DataReport, Document
+from lmdistill.doctor import examine
+from lmdistill.errors import RecipeError
+from lmdistill.evaluation import Evaluation, Role
 from lmdistill.export import write_card
 from lmdistill.io import RunLock, write_json, write_text
-from lmdistill.models import fastest_dtype, load_model, load_tokenizer, pick_device
 from lmdistill.progress import Progress
 from lmdistill.recipe import (
-    DataSpec,
-    EvaluationSpec,
-    ModelSpec,
     ObjectiveSpec,
     Recipe,
     SourceSpec,
@@ -46,6 +38,7 @@ from lmdistill.run_folder import RunFolder
 from lmdistill.signals.sources import store_folder
 from lmdistill.stages.context import Context
 from lmdistill.stages.dry_run import DryRun, estimate_data
+from lmdistill.stages.evaluate import evaluate_models
 from lmdistill.stages.export import export_all
 from lmdistill.stages.filters import filter_stages
 from lmdistill.stages.generate import make_data, round_of
@@ -69,6 +62,8 @@ from lmdistill.stages.task_run import run_task
 from lmdistill.stages.train import Trained, carry_out, carry_out_part, fingerprints
 from lmdistill.stages.verdict import judge
 from lmdistill.training.callbacks import stop_flag
+
+__all__ = ["RunResult", "dry_run", "evaluate_models", "label_recipe", "run_recipe"]
 
 
 @dataclass(frozen=True)
@@ -396,80 +391,3 @@ def _log(work: _Work, name: str, skipped: bool) -> None:
         work.order.append(name)
         if skipped:
             work.skipped.add(name)
-
-
-def evaluate_models(
-    models: list[ModelSpec],
-    *,
-    teacher: ModelSpec | None,
-    data: dict[str, SourceSpec],
-    spec: EvaluationSpec,
-    max_length: int,
-    seed: int,
-    device: str,
-    progress: Progress,
-) -> Evaluation:
-    """Score models that exist already, beside a teacher or not; nothing is written.
-
-    The first model is the `student`; a second one takes the place of the `sft` baseline, a third that of `none`, under
-    their own names. All must share one tokenizer, unless nothing but suites is asked for that compare text. Raises
-    ModelError, DataError, MissingExtra.
-    """
-    roles: list[Role] = ["student", "sft", "none"]
-    if spec.suites is not None:
-        check_suites(spec.suites)
-    if not 1 <= len(models) <= len(roles):
-        raise ModelError(f"{len(models)} models; between 1 and {len(roles)} can be compared at a time")
-    place = pick_device(device)
-    dtype = fastest_dtype(place)
-    tokenizer = load_tokenizer(models[0])
-    subjects = []
-    if teacher is not None:
-        subjects.append(
-            Subject(role="teacher", label=teacher.model, model=load_model(teacher, dtype=dtype, device=place))
-        )
-    share_tokens = bool(data) or spec.suites is None or spec.suites.fidelity is not None
-    for role, model in zip(roles, models, strict=False):
-        if share_tokens:
-            _same_tokenizer(tokenizer, model)
-        subjects.append(Subject(role=role, label=model.model, model=load_model(model, dtype=dtype, device=place)))
-    if teacher is not None and share_tokens:
-        _same_tokenizer(tokenizer, teacher)
-    texts = {}
-    for name, source in data.items():
-        documents, report = load_documents(source, seed=seed, on_bad_rows="stop", progress=progress)
-        settings = DataSpec(train=[source], max_length=max_length)
-        texts[name] = build_dataset(documents, tokenizer, settings, seed=seed, report=report, progress=progress)
-    alone = spec if data else spec.model_copy(update={"speed": None})
-    found = evaluate(subjects, tokenizer, texts, alone, training_counts_V=None, seed=seed, progress=progress)
-    if spec.suites is None:
-        return found
-    named = [model for model in (teacher, *models) if model is not None]
-    instruction = spec.suites.instruction
-    judge_spec = None if instruction is None else instruction.judge
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        opened_judge(judge_spec, Path(folder), dtype, place, progress) as arbiter,
-    ):
-        bench = Bench(
-            speakers=[
-                LocalSpeaker(subject.role, subject.label, subject.model, load_tokenizer(model))
-                for subject, model in zip(subjects, named, strict=True)
-            ],
-            suites=spec.suites,
-            evaluation=spec,
-            seed=seed,
-            folder=Path(folder),
-            progress=progress,
-            texts=texts,
-            subjects=subjects if share_tokens else [],
-            vocabulary_size=len(tokenizer),
-            judge=arbiter,
-        )
-        return found.model_copy(update={"suites": run_suites(bench)})
-
-
-def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
-    differences = tokenizer_differences(tokenizer, load_tokenizer(spec))
-    if differences:
-        raise TokenizerMismatch(f"{spec.model} cuts text differently from the first model: {differences[0]}")

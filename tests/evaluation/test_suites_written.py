@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from lmdistill.data import build_dataset, load_documents
 from lmdistill.errors import DataError, ModelError
 from lmdistill.evaluation.fidelity import Subject
+from lmdistill.evaluation.responses import evaluate_responses
 from lmdistill.evaluation.speakers import LocalSpeaker, Writing, Written
 from lmdistill.evaluation.statistics import draws
 from lmdistill.evaluation.suites import Bench, run_suite
@@ -41,6 +42,7 @@ from lmdistill.recipe import (
     EvaluationSpec,
     JudgeSpec,
     ModelSpec,
+    ResponsesSpec,
     RobustnessSpec,
     SourceSpec,
     SuitesSpec,
@@ -405,12 +407,28 @@ def test_fidelity_and_its_gap_to_the_training_text(pair: list[LocalSpeaker], tex
     )
     subjects = [Subject(one.role, one.label, one.model) for one in pair]
     more = {"texts": {"text": dataset}, "train": dataset, "subjects": subjects, "vocabulary_size": len(tokenizer)}
-    on_text, gap = run_suite("fidelity", bench_of(pair, {"fidelity": {}}, **more)).sets
+    more["tokenizer"] = tokenizer
+    options = {"prompts": 5, "prompt_tokens": 4, "new_tokens": 9}
+    on_text, gap, written = run_suite("fidelity", bench_of(pair, {"fidelity": options}, **more)).sets
     student = on_text.models[1].measures
     assert 0 < student["agreement"].interval.value < 1
     assert student["forward_kl"].interval.value > 0
     assert gap.models[0].measures["surprise_gap"].interval.value == pytest.approx(0, abs=1e-9)  # the same text
     assert set(gap.models[1].measures) == {"surprise_gap", "agreement_gap", "forward_kl_gap"}
+    # What they write is judged as `evaluation.responses` judges it.
+    wanted = ResponsesSpec(prompts=5, prompt_tokens=4, max_new_tokens=9, batch_size=8, shown=0)
+    evaluation = EvaluationSpec(responses=wanted, bootstrap_samples=100)
+    said = evaluate_responses(subjects, tokenizer, more["texts"], evaluation, seed=0, progress=Progress()).by_model
+    for model, scores in zip(written.models, said, strict=True):
+        for name in ("coverage", "likelihood", "rouge_teacher"):
+            found = getattr(scores["text"], name)
+            assert model.measures[name].interval.value == pytest.approx(found.value)
+    curve = {point.length: point.excess.value for point in said[1]["text"].exposure}
+    assert written.models[1].measures["excess_8"].interval.value == pytest.approx(curve[8])
+    assert "excess_8" not in written.models[0].measures
+    assert written.items == 5
+    without = bench_of(pair, {"fidelity": {"prompts": 0}}, **more)
+    assert len(run_suite("fidelity", without).sets) == 2
     with pytest.raises(ModelError, match="teacher"):
         run_suite("fidelity", bench_of(pair, {"fidelity": {}}, texts=more["texts"], subjects=subjects[1:]))
 

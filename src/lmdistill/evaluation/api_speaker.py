@@ -33,6 +33,9 @@ class ApiSpeaker:
             "compare options, or let it write (evaluation.suites.robustness.answer: written)"
         )
 
+    # Suites ask it before they compare likelihoods.
+    gives_likelihoods = False
+
     def write(self, prompts: Sequence[str], how: Writing, told: Told = _silent) -> list[Written]:
         """One answer to each prompt; an answer that did not come is an empty text that did not finish.
 

@@ -6,7 +6,8 @@ what the teacher wrote (coverage), and by how its error grows along its own text
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,18 +55,46 @@ def evaluate_responses(
 
     Raises what `check_responses` raises, and DataError for a text that holds no prompt that fits.
     """
+    results = ResponseResults([{} for _ in subjects])
+    with _judge_of(subjects, tokenizer, texts, spec, seed, progress) as judge:
+        for name in judge.responses.texts or texts:
+            _add(results, judge.text(name, texts[name]), judge.subjects, name)
+    return results
+
+
+def judged_answers(
+    subjects: Sequence[Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Dataset],
+    spec: EvaluationSpec,
+    *,
+    seed: int,
+    progress: Progress,
+) -> dict[str, list[Judged]]:
+    """The same answers with all that was said of them, by text, one for each subject. Raises likewise."""
+    with _judge_of(subjects, tokenizer, texts, spec, seed, progress) as judge:
+        return {name: judge.judged(name, texts[name])[2] for name in judge.responses.texts or texts}
+
+
+@contextmanager
+def _judge_of(
+    subjects: Sequence[Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Dataset],
+    spec: EvaluationSpec,
+    seed: int,
+    progress: Progress,
+) -> Iterator[_Judge]:
+    """What carries texts through, while a teacher is cut to the ids of a student whose vocabulary was trimmed."""
     assert spec.responses is not None
     check_responses(spec.responses, texts)
     kept_ids = next((subject.kept_ids for subject in subjects if subject.kept_ids is not None), None)
     plain = [replace(subject, kept_ids=None) for subject in subjects]
-    results = ResponseResults([{} for _ in subjects])
     own_ids = [subject for subject in subjects if subject.role != "teacher" or kept_ids is None]
     ends = end_tokens(tokenizer, [subject.model for subject in own_ids])
     judge = _Judge(plain, tokenizer, ends, spec, spec.responses, RougeL(), progress, seed)
     with narrowed(plain[0].model, kept_ids if judge.has_teacher else None):
-        for name in spec.responses.texts or texts:
-            _add(results, judge.text(name, texts[name]), plain, name)
-    return results
+        yield judge
 
 
 def check_responses(spec: ResponsesSpec, texts: Collection[str]) -> None:
@@ -107,12 +136,14 @@ class _Judge:
     def has_teacher(self) -> bool:
         return self.subjects[0].role == "teacher"
 
-    def text(self, name: str, dataset: Dataset) -> _Found:
-        spec = self.responses
+    def judged(self, name: str, dataset: Dataset) -> tuple[Sequence[PromptRow], list[Answers], list[Judged]]:
         room = min((room for s in self.subjects if (room := context_of(s.model)) is not None), default=None)
-        prompts = held_out_prompts(dataset, spec, self.tokenizer, room, name)
+        prompts = held_out_prompts(dataset, self.responses, self.tokenizer, room, name)
         answers, references = self._write(prompts, name)
-        judged = self._judge(prompts, answers, references, name)
+        return prompts, answers, self._judge(prompts, answers, references, name)
+
+    def text(self, name: str, dataset: Dataset) -> _Found:
+        prompts, answers, judged = self.judged(name, dataset)
         draws = resampling(len(prompts), self.spec.bootstrap_samples, self.spec.confidence, self.seed)
         tallies = [ResponseTally(found, draws) for found in judged]
         length = min((tally.exposure.reach for tally in tallies if tally.exposure is not None), default=0)

@@ -20,6 +20,9 @@ class TasksSpec(Section):
     """Names of sets (docs/evaluation.md lists them), or of files in `paths`."""
     limit: Count | None = None
     """Questions of each set, drawn with the recipe's seed; that of all suites where absent."""
+    max_new_tokens: Count = 16
+    """Longest answer, where a model behind an API takes part: it gives no likelihoods, and all models write the letter
+    of an option."""
     hub: bool = False
     """Take lm-eval's own tasks of these names (any of its tasks) and their data from the Hugging Face hub. Needs a
     network; without it nothing is fetched."""
@@ -137,6 +140,13 @@ class FidelitySpec(Section):
 
     limit: Count | None = None
     """Sequences of each text."""
+    prompts: Annotated[int, Field(ge=0)] = 16
+    """Held-out prompts of each text that all models answer, for exposure bias, coverage and likelihood loss; 0 leaves
+    them out. `evaluation.responses` asks for more of them."""
+    prompt_tokens: Count = 16
+    """For plain text, the length of the beginning that is continued."""
+    new_tokens: Count = 32
+    """Longest answer in tokens."""
     batch_size: Count = 8
     """Sequences scored at a time."""
 

@@ -104,6 +104,7 @@ def _run(
             train_documents=documents,
             subjects=tokens,
             vocabulary_size=len(student.tokenizer),
+            tokenizer=student.tokenizer,
             judge=judge,
         )
         for name, key in keys.items():

@@ -98,6 +98,16 @@ def written_prompt(item: Item) -> str:
     return f'{task}\nThink step by step, then end with "Answer:" and one of: {names}.\n'
 
 
+def letter_prompt(item: Item) -> str:
+    """The item as an instruction whose answer is an option's letter, or its name where options are classes."""
+    if is_class_like(item):
+        asked, names = ask(item).text.rsplit("\n", 1)[0], "one of these words: " + ", ".join(item.options)
+    else:
+        asked, _, _ = ask(item, "letters").text.rpartition("\nAnswer:")
+        names = "the letter of the right answer"
+    return f"{asked}\nReply with {names}, and nothing else.\nAnswer:"
+
+
 def named_option(item: Item, text: str) -> int:
     """Place of the option that a written answer names: behind the last `Answer:`, else the last one named; -1: none."""
     options = item.options if is_class_like(item) else tuple(LETTERS[: len(item.options)])

@@ -2,8 +2,8 @@
 
 Agreement and both divergences are those of `lmdistill.evaluation.fidelity`, over sequences. The generalisation gap of a
 measure is its mean on held-out text minus that on training text; a student whose surprise has a wider gap than its
-teacher's has learnt the text more than the teacher. What models write by themselves (exposure bias by length, coverage
-and likelihood loss) is asked for by `evaluation.responses`, which stands beside the suites.
+teacher's has learnt the text more than the teacher. What models write to a few prompts (exposure bias by length,
+coverage and likelihood loss) is measured as `evaluation.responses` does it (`own_text`).
 
 Shape legend: S sequences.
 """
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from lmdistill.errors import DataError, ModelError
 from lmdistill.evaluation.fidelity import TokenScores, score_tokens
+from lmdistill.evaluation.rouge import RougeL
 from lmdistill.evaluation.statistics import Floats
 from lmdistill.evaluation.suites.columns import Gap, Mean
+from lmdistill.evaluation.suites.own_text import own_text
 from lmdistill.evaluation.suites.types import Bench, Column, Outcome, Suite, Table
-from lmdistill.recipe import FidelitySpec
+from lmdistill.recipe import FidelitySpec, SuitesSpec
 
 _COLUMNS = {"agreement": "agrees", "forward_kl": "forward_kl", "reverse_kl": "reverse_kl", "surprise": "nll"}
 LOWER_IS_BETTER = {"agreement": False, "forward_kl": True, "reverse_kl": True, "surprise": True}
@@ -43,7 +45,7 @@ def run(bench: Bench, spec: FidelitySpec) -> list[Outcome]:
         found.append(_on_text(bench, spec, name, dataset))
         if bench.train is not None and len(bench.train) > 1:
             found.append(_gap(bench, spec, name, dataset, bench.train))
-    return found
+    return [*found, *own_text(bench, spec)] if spec.prompts and bench.tokenizer is not None else found
 
 
 def _on_text(bench: Bench, spec: FidelitySpec, name: str, dataset: Dataset) -> Outcome:
@@ -131,4 +133,10 @@ def _score(bench: Bench, spec: FidelitySpec, dataset: Dataset, name: str) -> lis
         )
 
 
-SUITE = Suite("fidelity", "Fidelity to the teacher", run)
+def check(suites: SuitesSpec, spec: FidelitySpec) -> None:
+    """Whether ROUGE is there, where models write."""
+    if spec.prompts:
+        RougeL()
+
+
+SUITE = Suite("fidelity", "Fidelity to the teacher", run, check)

@@ -17,19 +17,22 @@ def uses_chat(bench: Bench) -> tuple[bool, list[str]]:
     """
     wish = bench.suites.prompt
     models = bench.speakers
-    templates = {speaker.template for speaker in models}
+    remote = [speaker for speaker in models if is_remote(speaker)]
+    templates = {speaker.template for speaker in models if speaker not in remote}
     if wish == "plain":
         return False, []
     if wish == "chat":
-        without = [speaker.label for speaker in models if speaker.template is None and not _is_remote(speaker)]
+        without = [speaker.label for speaker in models if speaker.template is None and speaker not in remote]
         if without:
             raise ModelError(f"{without[0]} has no chat template; set evaluation.suites.prompt to plain")
         different = len(templates) > 1
         return True, ["chat templates differ: each model was asked in its own"] if different else []
+    if not templates:
+        return True, []
     if templates == {None}:
         return False, []
     if len(templates) == 1:
-        return True, []
+        return True, ["a model behind an API is asked in its server's template"] if remote else []
     raise ModelError(
         f"chat templates differ ({_named(models)}), so the models would answer different prompts; set "
         "evaluation.suites.prompt to chat (each in its own template) or plain (the same text for all)"
@@ -45,5 +48,6 @@ def _named(models: Sequence[Speaker]) -> str:
     return ", ".join(parts)
 
 
-def _is_remote(speaker: Speaker) -> bool:
-    return not hasattr(speaker, "model")
+def is_remote(speaker: Speaker) -> bool:
+    """Whether a model is behind an API: it writes, and gives neither likelihoods nor weights."""
+    return not getattr(speaker, "gives_likelihoods", True)

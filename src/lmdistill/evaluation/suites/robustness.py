@@ -23,7 +23,7 @@ from lmdistill.errors import DataError
 from lmdistill.evaluation.speakers import Speaker, Told, Writing
 from lmdistill.evaluation.suites.choices import choose, named_option, written_prompt
 from lmdistill.evaluation.suites.columns import MacroF1, Mean
-from lmdistill.evaluation.suites.fitting import uses_chat
+from lmdistill.evaluation.suites.fitting import is_remote, uses_chat
 from lmdistill.evaluation.suites.items import Found, Item
 from lmdistill.evaluation.suites.perturb import edit
 from lmdistill.evaluation.suites.preserve import Likeness, broken_rule, protected_words
@@ -46,7 +46,9 @@ class Edited:
 
 
 def run(bench: Bench, spec: RobustnessSpec) -> list[Outcome]:
-    """Edited sets first, then those from elsewhere."""
+    """Edited sets first, then those from elsewhere; in writing where a model behind an API takes part."""
+    if any(is_remote(speaker) for speaker in bench.speakers):
+        spec = spec.model_copy(update={"answer": "written"})
     return [_attacked(bench, spec, name) for name in spec.sets] + [_unseen(bench, spec, name) for name in spec.unseen]
 
 

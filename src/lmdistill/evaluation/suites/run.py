@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lmdistill.errors import ModelError
 from lmdistill.evaluation.suite_results import SuiteName, SuiteResult
 from lmdistill.evaluation.suites import (
     calibration,
@@ -43,6 +44,31 @@ def check_suites(spec: SuitesSpec) -> None:
     """
     for name, options in spec.chosen.items():
         SUITES[name].check(spec, options)
+
+
+def refuse_without_weights(spec: SuitesSpec, remote: Sequence[str], *, everyone: bool) -> None:
+    """Refuse suites that ask more of models behind an API than text; `everyone`: there is no other model.
+
+    Raises ModelError.
+    """
+    needs = {
+        "fidelity": "the distributions of weights on this machine",
+        "calibration": "the probabilities of given options, which a chat API does not say",
+    }
+    if everyone:
+        needs["efficiency"] = "weights on this machine, which it times and measures"
+    wanted = [name for name in spec.chosen if name in needs]
+    if wanted:
+        other = ", ".join(name for name in SUITES if name not in needs)
+        raise ModelError(
+            f"the suite `{wanted[0]}` needs {needs[wanted[0]]}, and {remote[0]} is behind an API, which gives text "
+            f"alone; leave it out ({other} can be asked of it), or name the model's weights"
+        )
+    if spec.tasks is not None and spec.tasks.hub:
+        raise ModelError(
+            f"suites.tasks.hub asks lm-eval for likelihoods, and {remote[0]} is behind an API, which gives text alone; "
+            "without hub, all models write the letter of an option"
+        )
 
 
 def run_suite(name: SuiteName, bench: Bench) -> SuiteResult:

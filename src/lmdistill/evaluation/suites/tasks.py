@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmdistill.errors import DataError
 from lmdistill.evaluation.rouge import RougeL
+from lmdistill.evaluation.speakers import Writing
+from lmdistill.evaluation.suites.choices import letter_prompt, named_option
 from lmdistill.evaluation.suites.columns import Mean
+from lmdistill.evaluation.suites.fitting import is_remote, uses_chat
 from lmdistill.evaluation.suites.harness import Sample, check_harness, measure
-from lmdistill.evaluation.suites.items import Item
+from lmdistill.evaluation.suites.items import Found, Item
 from lmdistill.evaluation.suites.sets import SETS, find_set, load_set
 from lmdistill.evaluation.suites.types import Bench, Column, Outcome, Suite, Table
 from lmdistill.io import write_lines
@@ -24,6 +28,8 @@ from lmdistill.recipe import SuitesSpec, TasksSpec
 from lmdistill.yamltext import read_yaml
 
 TASK_FILES = Path(__file__).parent.parent / "task_files"
+_FREE_TOKENS = 64
+"""Longest answer to a question without options, in writing."""
 _SCORES = ("acc_norm", "acc", "exact_match", "mc2", "f1", "em")
 """Scores of a single item that are a mean; the first that a task has is its main one."""
 
@@ -37,6 +43,8 @@ def run(bench: Bench, spec: TasksSpec) -> list[Outcome]:
 
 def _local(bench: Bench, spec: TasksSpec, name: str) -> Outcome:
     found = load_set(name, bench.suites.paths, bench.limit(spec.limit), bench.seed)
+    if any(is_remote(speaker) for speaker in bench.speakers):
+        return _written(bench, spec, name, found)
     task = configuration(name, found.items, bench.folder)
     with bench.progress.task(f"{name} by lm-eval", total=len(bench.speakers), unit="models") as shown:
         tables = []
@@ -45,6 +53,35 @@ def _local(bench: Bench, spec: TasksSpec, name: str) -> Outcome:
             tables.append(Table(speaker, _columns(samples[str(task["task"])], found.items)))
             shown.advance()
     return _outcome(name, tables, found.items, found.notes)
+
+
+def _written(bench: Bench, spec: TasksSpec, name: str, found: Found) -> Outcome:
+    """The same items, answered in writing by all models alike: one of them gives no likelihoods."""
+    items, chat_said = found.items, uses_chat(bench)
+    chat, said = chat_said
+    choice = bool(items[0].options)
+    prompts = [letter_prompt(item) if choice else f"Question: {item.question}\nAnswer:" for item in items]
+    tables = []
+    how = Writing(spec.max_new_tokens if choice else _FREE_TOKENS, 0.0, bench.seed, spec.batch_size, chat)
+    with bench.progress.task(f"{name} in writing", total=len(prompts) * len(bench.speakers), unit="answers") as task:
+        for speaker in bench.speakers:
+            texts = [one.text for one in speaker.write(prompts, how, task.advance)]
+            tables.append(Table(speaker, _letters(items, texts) if choice else _nearest(items, texts)))
+    note = "a model behind an API gives no likelihoods, so all models wrote their answer"
+    outcome = _outcome(name, tables, items, [*found.notes, note, *said])
+    return replace(outcome, lower_is_better={**outcome.lower_is_better, "unanswered": None}) if choice else outcome
+
+
+def _letters(items: Sequence[Item], texts: Sequence[str]) -> dict[str, Column]:
+    """Right where the answer names the right option."""
+    named = [named_option(item, text) for item, text in zip(items, texts, strict=True)]
+    right = [place == item.gold for place, item in zip(named, items, strict=True)]
+    return {"acc": Mean.of(right), "unanswered": Mean.of([place < 0 for place in named])}
+
+
+def _nearest(items: Sequence[Item], texts: Sequence[str]) -> dict[str, Column]:
+    rouge = RougeL()
+    return {"rouge_l": Mean.of([rouge.score(text, item.answers) for text, item in zip(texts, items, strict=True)])}
 
 
 def configuration(name: str, items: Sequence[Item], folder: Path) -> dict[str, Any]:
@@ -80,10 +117,7 @@ def _columns(samples: Sequence[Sample], items: Sequence[Item] | None) -> dict[st
         if all(isinstance(sample.get(name), int | float) for sample in samples)
     }
     if items is not None and items[0].answers:
-        rouge = RougeL()
-        written = [str(sample["filtered_resps"][0]) for sample in samples]
-        scores = [rouge.score(text, item.answers) for text, item in zip(written, items, strict=True)]
-        return {"rouge_l": Mean.of(scores)}
+        return _nearest(items, [str(sample["filtered_resps"][0]) for sample in samples])
     return columns
 
 

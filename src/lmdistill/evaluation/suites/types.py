@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from lmdistill.data.documents import Document
 from lmdistill.evaluation.fidelity import Subject
@@ -85,6 +86,8 @@ class Bench:
     """The models for comparisons token by token; empty where they do not share their tokens."""
     vocabulary_size: int = 0
     """Real ids of the tokens that the subjects share."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """What cuts text into them; suites let models write from token to token where it is there."""
     judge: Speaker | None = None
     """Who compares answers, where the recipe names one."""
 
