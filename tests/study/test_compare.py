@@ -108,6 +108,17 @@ def test_one_seed_tells_nothing_apart() -> None:
     assert any("One seed" in sentence for sentence in limits(spec, results, [found]))
 
 
+def test_seeds_that_differ_alike_have_no_spread_to_test_with() -> None:
+    """One question of sixteen, the same in all three seeds, is no certainty."""
+    spec, results = study({"KD": [1.0, 2.0, 3.0], "other": [1.0625, 2.0625, 3.0625]})
+    (found,) = [each for each in contrasts(spec, results) if each.measure is KL]
+    assert found.difference == pytest.approx(0.0625)
+    assert math.isnan(found.p)
+    assert math.isnan(found.half)
+    assert math.isnan(found.detectable)
+    assert found.verdict == ""
+
+
 def test_a_missing_cell_leaves_the_seeds_that_both_have() -> None:
     spec, results = study({"KD": [1.0, 2.0, 3.0], "other": [2.0, 3.5]})
     (found,) = [each for each in contrasts(spec, results) if each.measure is KL]

@@ -34,7 +34,7 @@ class Contrast:
     half: float
     """Half-width of the 95 % t-interval; NaN for one seed."""
     p: float
-    """Two-sided, paired t-test over seeds; NaN for one seed."""
+    """Two-sided, paired t-test over seeds; NaN for one seed, or where all differ alike."""
     p_adjusted: float | None
     """Holm's correction over all main comparisons of the study; None for a measure that is not a main one."""
     detectable: float
@@ -104,9 +104,12 @@ def seeds_of(results: Sequence[CellResult], place: Place, method: str, key: str)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t-interval over seeds; NaN for one of them."""
+    """Mean and half-width of the 95 % t-interval over seeds; NaN for one of them, or where all are the same.
+
+    Coarse measures of few items come out alike by chance: that says nothing about how far others would lie.
+    """
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if len(values) < 2 or _all_alike(values):
         return mean, math.nan
     return mean, t_quantile(1 - LEVEL / 2, len(values) - 1) * standard_error(values)
 
@@ -116,12 +119,17 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
+def _all_alike(values: Sequence[float]) -> bool:
+    """Whether the values differ by no more than rounding."""
+    return max(values) - min(values) <= 1e-12 * max(1.0, *map(abs, values))
+
+
 def _contrast(measure: Measure, method: str, place: Place, pairs_K: Sequence[float]) -> Contrast:
     mean, half = spread(pairs_K)
     p = detectable = math.nan
-    if len(pairs_K) > 1:
+    if not math.isnan(half):
         freedom, error = len(pairs_K) - 1, standard_error(pairs_K)
-        p = 2 * (1 - t_cdf(abs(mean) / error, freedom)) if error > 0 else float(mean == 0)
+        p = 2 * (1 - t_cdf(abs(mean) / error, freedom))
         # With few seeds the error itself is uncertain: quantiles of t, where a normal distribution's would flatter.
         detectable = (t_quantile(1 - LEVEL / 2, freedom) + t_quantile(POWER, freedom)) * error
     return Contrast(measure, method, *place, len(pairs_K), mean, half, p, None, detectable)
